@@ -1,0 +1,196 @@
+"""Every knob of a trial, in one place: frozen dataclasses whose defaults are the `quick` profile's.
+
+A trial is described by one `TrialConfig`. `with_settings` changes it by dotted keys, as an arm of a study or
+`--set train.lr=3e-4` does; an unknown key or a value of the wrong type is an `InputError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from iar_study.errors import InputError, nearest
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: `digits`, `fashion-mnist` or `folder:PATH`."""
+
+    name: str = "fashion-mnist"
+    image_size: Count | None = None
+    """Side in pixels that the pictures of a folder are resized and centre-cropped to (32 when None)."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The VQ autoencoder and its training; one token stands for `patch` x `patch` pixels."""
+
+    codebook_size: Annotated[int, Field(ge=2)] = 512
+    code_dim: Count = 8
+    channels: Count = 64
+    patch: Annotated[int, Field(ge=2)] = 4
+    steps: Count = 800
+    batch_size: Count = 128
+    lr: Positive = 2e-3
+    commitment: NonNegative = 0.25
+    """Weight beta of the commitment loss."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The small classifier whose features the Frechet distance is measured in."""
+
+    channels: Count = 32
+    steps: Count = 1000
+    batch_size: Count = 128
+    lr: Positive = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    """How the codes are grouped before training; `none` keeps the original order and forms no clusters."""
+
+    strategy: Literal["none", "balanced", "plain", "blocks", "random"] = "none"
+    n_clusters: Count = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The LlamaGen-style GPT."""
+
+    layers: Count = 4
+    heads: Count = 4
+    width: Count = 64
+    ffn_multiple: Count = 32
+    """The feed-forward width int(2/3 * 4 * width) is rounded up to a multiple of this (LlamaGen: 256)."""
+    dropout: Share = 0.0
+    """On tokens, residuals and feed-forward outputs (LlamaGen: 0.1)."""
+    class_dropout: Share = 0.1
+    """Share of training images whose class is replaced by "no class", for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """L = L_TCE + cluster_weight * L_CCE."""
+
+    cluster_weight: NonNegative = 0.0
+    """The paper's lambda; 0 is the baseline's loss."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with linear warm-up, then the named decay of the learning rate."""
+
+    steps: Count = 500
+    batch_size: Count = 64
+    lr: Positive = 4e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 40
+    decay: Literal["cosine", "constant"] = "cosine"
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    weight_decay: NonNegative = 0.05
+    """On matrices only."""
+    clip: Positive = 1.0
+    """Largest norm of the gradient."""
+    log_every: Count = 10
+    checkpoint_every: Count = 100
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out images and on samples, the same for every arm of a study."""
+
+    every: Count = 100
+    """Training steps between two validations."""
+    images: Count = 2000
+    """Held-out images (the first ones of the test split) that the likelihoods are measured on."""
+    clusters: Count = 32
+    """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
+    samples: Count = 2000
+    guidance: NonNegative = 2.0
+    """Scale s of classifier-free guidance: uncond + s * (cond - uncond); 1 is none."""
+    temperature: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How it is computed. Part of a trial's identity, so two precisions are never compared with each other."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    threads: Count = 1
+    """CPU threads of one trial: with one, the bits do not depend on the machine's number of cores."""
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """All that decides a trial's result, beside the content of its images."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    seed: int = 0
+
+
+def flatten(config: TrialConfig) -> dict[str, Any]:
+    """Return the config as one level of dotted keys.
+
+    >>> flatten(TrialConfig())["train.lr"]
+    0.004
+    """
+    flat: dict[str, Any] = {}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if section.name == "seed":
+            flat["seed"] = value
+        else:
+            flat |= {f"{section.name}.{key}": item for key, item in asdict(value).items()}
+    return flat
+
+
+def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig:
+    """Return `config` changed by dotted keys; text values are parsed to the field's type.
+
+    Raises `InputError` for an unknown key (naming the nearest known one) or a value that does not fit.
+
+    >>> with_settings(TrialConfig(), {"train.lr": "3e-4"}).train.lr
+    0.0003
+    """
+    known = list(flatten(config))
+    values = asdict(config)
+    for key, value in settings.items():
+        if key not in known:
+            raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
+        section, _, name = key.partition(".")
+        if name:
+            values[section][name] = None if value in ("none", "None") and name == "image_size" else value
+        else:
+            values[section] = value
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrialConfig:
+    """Return the validated config of nested `values` (as `dataclasses.asdict` gives them)."""
+    try:
+        return TypeAdapter(TrialConfig).validate_python(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise InputError(f"setting does not fit: {'; '.join(problems)}") from error
