@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from iar_study.errors import InputError
 
@@ -20,15 +20,23 @@ from iar_study.errors import InputError
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced and takes `path`'s place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the `InputError` for a write to `path` that the operating system refused (full disk, no permission)."""
+    return InputError(f"cannot write {path}: {error.strerror}; free some space or make the folder writable")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,8 +61,9 @@ def read_json(path: Path) -> Any:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None) -> None:
     """Write named arrays as one safetensors file, atomically; `metadata` values are stored as JSON in its header."""
     header = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=header)
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=header)
+        temporary.write_bytes(content)
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

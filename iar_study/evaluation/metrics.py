@@ -56,7 +56,10 @@ METRICS: dict[str, Metric] = {
     "train/loss": Metric("training loss", None, 4, "L_TCE + lambda * L_CCE, mean since the last point"),
     "train/token_nll": Metric("training token NLL", "lower", 4, "L_TCE, mean since the last point"),
     "train/token_accuracy": Metric("training token accuracy", "higher", 4, "as on held-out images, of the last batch"),
-    "train/cluster_nll": Metric("training cluster NLL", None, 4, "L_CCE over the arm's own clusters"),
+    "train/own_cluster_nll": Metric(
+        "training own cluster NLL", None, 4, "L_CCE over the arm's own clusters, mean since the last point"
+    ),
+    "train/cluster_nll": Metric("training cluster NLL", "lower", 4, "as on held-out images, of the last batch"),
     "train/cluster_accuracy": Metric(
         "training cluster accuracy", "higher", 4, "as on held-out images, of the last batch"
     ),

@@ -1,0 +1,5 @@
+"""Studies: the registry, the stages that trials share, the runner, tracking, results and statistics."""
+
+from iar_study.study.study import Arm, Profile, Study
+
+__all__ = ["Arm", "Profile", "Study"]

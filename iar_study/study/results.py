@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from iar_study.errors import InputError
+from iar_study.storage import load_arrays, read_json
+from iar_study.study.workspace import Workspace, is_finished
+from iar_study.training.journal import read_journal
 
 
 @dataclass(frozen=True)
@@ -15,6 +21,7 @@ class Results:
     Attributes
     ----------
     arms : arm name -> what it varies, in the study's order; the first key need not be the baseline.
+    settings : dotted keys that were changed on top of the profile.
     scale : label -> text or number: what was run, on what data, at which size, on which machine.
     final : tidy frame, one row per trial and metric: arm, seed, trial (hash), run_id (MLflow), metric, value.
     curves : tidy frame, one row per trial, metric and training step: arm, seed, trial, step, metric, value.
@@ -33,7 +40,112 @@ class Results:
     final: pd.DataFrame
     curves: pd.DataFrame
     missing: pd.DataFrame
+    settings: dict[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     samples_seed: int = 0
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def load_results(workspace: Workspace, study: str) -> Results:
+    """Read what the last `iar-study run STUDY` asked for and has finished, from the trials' own folders.
+
+    Raises
+    ------
+    InputError : the study was never run here.
+    """
+    path = workspace.studies / f"{study}.json"
+    if not path.exists():
+        known = sorted(found.stem for found in workspace.studies.glob("*.json"))
+        hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
+        raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
+    manifest = read_json(path)
+    final: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+    for trial in manifest["trials"]:
+        folder = workspace.trials / trial["hash"]
+        key = {"arm": trial["arm"], "seed": trial["seed"], "trial": trial["hash"]}
+        result = read_json(folder / "result.json") if is_finished(folder) else {"status": "not finished", "metrics": {}}
+        if result["status"] != "finished":
+            missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"]})
+        final += [
+            {**key, "run_id": trial["run_id"], "metric": name, "value": value}
+            for name, value in result["metrics"].items()
+        ]
+        if is_finished(folder):
+            curves += [
+                {**key, "step": point["step"], "metric": name, "value": value}
+                for point in read_journal(folder / "journal.jsonl")
+                for name, value in point["metrics"].items()
+            ]
+            about = about or read_json(folder / "trial.json")
+    if not about:
+        raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
+    seeds = sorted({trial["seed"] for trial in manifest["trials"]})
+    reference = load_arrays(workspace.cache / manifest["reference"])[0]
+    return Results(
+        study=manifest["study"],
+        question=manifest["question"],
+        claim=manifest["claim"],
+        baseline=manifest["baseline"],
+        arms={name: text for name, text in manifest["arms"].items() if name in {t["arm"] for t in manifest["trials"]}},
+        profile=manifest["profile"],
+        settings=manifest["settings"],
+        scale=_scale(about, seeds),
+        final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
+        curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
+        missing=pd.DataFrame(missing, columns=["arm", "seed", "status"]),
+        class_names=tuple(about["data"]["class_names"]),
+        samples_seed=seeds[0],
+        samples=_samples(manifest["trials"], seeds[0], workspace),
+        reconstructions={
+            "originals": reference["originals"],
+            "decoded": reference["decoded"],
+            "decoded after rearrangement": reference["rearranged"],
+        },
+    )
+
+
+def _samples(trials: list[dict[str, Any]], seed: int, workspace: Workspace) -> dict[str, np.ndarray]:
+    """Return the kept samples of each arm that has finished `seed`."""
+    kept = {}
+    for trial in trials:
+        path = workspace.trials / trial["hash"] / "samples.safetensors"
+        if trial["seed"] == seed and path.exists():
+            kept[trial["arm"]] = load_arrays(path)[0]["samples"]
+    return kept
+
+
+def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | float]:
+    """Say what was run, on what, how large, and with which code and machine."""
+    config, data, tokenizer, floor = about["config"], about["data"], about["tokenizer"], about["reconstruction"]
+    grid = data["image_size"] // config["tokenizer.patch"]
+    code, environment = about["code"], about["environment"]
+    tokens = config["train.steps"] * config["train.batch_size"] * grid**2
+    return {
+        "data set": data["name"],
+        "images": f"{data['train_images']:,} for training, {data['test_images']:,} held out, {data['classes']} classes",
+        "image size": f"{data['image_size']} x {data['image_size']} pixels, {data['channels']} channel(s)",
+        "data digest": data["digest"][:16],
+        "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
+        f"{grid} x {grid} = {grid**2} tokens an image",
+        "reconstruction of held-out images": f"PSNR {tokenizer['psnr']:.1f} dB, {tokenizer['usage']:.0%} of the codes "
+        f"used, perplexity {tokenizer['perplexity']:.0f}",
+        "FD (classifier) of reconstructions": f"{floor['fd_reconstruction']:.2f} (the floor for samples)",
+        "classifier": f"{about['classifier_accuracy']:.1%} accurate on held-out images",
+        "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
+        f"{config['model.heads']} heads, width {config['model.width']}",
+        "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
+        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay",
+        "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
+        f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; "
+        f"judged by {config['evaluation.clusters']} balanced clusters",
+        "seeds": ", ".join(map(str, seeds)),
+        "computed in": f"{config['compute.precision']} on {config['compute.device']}, {config['compute.threads']} "
+        f"thread(s) a trial{', compiled' if config['compute.compile'] else ''}",
+        "code": f"commit {code['commit'][:10]}{' with uncommitted changes' if code['dirty'] else ''}",
+        "environment": f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
+        f"({environment['cpu_capability']})",
+    }

@@ -1,0 +1,30 @@
+"""Encoded images: the tokens that a GPT is trained on, with their classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Tokens of a data set, in the original order of the codebook.
+
+    Attributes
+    ----------
+    train_tokens, test_tokens : int32 (n, grid * grid), row by row.
+    train_labels, test_labels : int64 (n,).
+    class_names : one name per class.
+    """
+
+    train_tokens: np.ndarray
+    train_labels: np.ndarray
+    test_tokens: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of a picture."""
+        return round(self.train_tokens.shape[1] ** 0.5)

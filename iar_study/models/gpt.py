@@ -1,0 +1,194 @@
+"""The class-conditional GPT of LlamaGen: Llama blocks with a 2-D rotary embedding over a grid of tokens.
+
+Weights carry LlamaGen's names (`tok_embeddings`, `cls_embedding.embedding_table`, `layers.{i}.attention.wqkv`, ...).
+The model knows nothing of clusters: rearrangement permutes its embedding and output rows, the loss does the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iar_study.config import ModelConfig
+from iar_study.errors import InputError
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half precision to float32; leave float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def rotary_2d(grid: int, head_width: int, base: float = 10_000.0) -> Tensor:
+    """Return cos and sin of the 2-D rotary embedding, float32 (1 + grid * grid, head_width / 2, 2).
+
+    Half of the rotated pairs turn with the row, half with the column. Position 0 is the class token, whose rotation
+    is all zeros in LlamaGen: its query and key vanish.
+    """
+    quarter = head_width // 4
+    frequency = base ** (-torch.arange(quarter).float() / quarter)
+    angle = torch.arange(grid).float()[:, None] * frequency  # (grid, quarter)
+    rows = angle[:, None, :].expand(grid, grid, quarter)
+    columns = angle[None, :, :].expand(grid, grid, quarter)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros(1, head_width // 2, 2), table])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate interleaved pairs: x (B, heads, T, head_width), table (T, head_width / 2, 2)."""
+    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = table.unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 (or wider), eps 1e-5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal self-attention with fused `wqkv`, rotary embedding and an optional cache of keys and values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, table: Tensor, cache: Tensor | None, position: int) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.wqkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:  # (2, B, heads, T, head_width), filled up to `position`
+            end = position + length
+            cache[0, :, :, position:end] = k
+            cache[1, :, :, position:end] = v
+            k, v = cache[0, :, :, :end], cache[1, :, :, :end]
+        # A single new token sees all that is cached; a sequence from the start is causal.
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        out = self.wo(out.transpose(1, 2).reshape(batch, length, width))
+        return F.dropout(out, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x), hidden width int(2/3 * 4 * width) rounded up to `ffn_multiple`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = int(2 / 3 * 4 * config.width)
+        hidden = -(-hidden // config.ffn_multiple) * config.ffn_multiple
+        self.dropout = config.dropout
+        self.w1 = nn.Linear(config.width, hidden, bias=False)
+        self.w3 = nn.Linear(config.width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.width)
+        self.ffn_norm = RMSNorm(config.width)
+
+    def forward(self, x: Tensor, table: Tensor, cache: Tensor | None, position: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, cache, position)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassEmbedding(nn.Module):
+    """A row for every class and one more for "no class", which classifier-free guidance needs."""
+
+    def __init__(self, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.embedding_table = nn.Embedding(n_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels).unsqueeze(1)
+
+
+class GPT(nn.Module):
+    """Class label and grid of tokens -> logits of the next token.
+
+    Parameters
+    ----------
+    config : widths and depths.
+    vocab_size : number of codes N.
+    n_classes : number of classes; label `n_classes` stands for "no class".
+    grid : tokens along one side of the picture.
+    """
+
+    rotary: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int, n_classes: int, grid: int) -> None:
+        super().__init__()
+        if config.width % (4 * config.heads):
+            raise InputError(
+                f"model.width = {config.width} does not fit model.heads = {config.heads}: "
+                f"2-D rotary embedding needs a head width that is a multiple of 4"
+            )
+        self.config, self.vocab_size, self.grid = config, vocab_size, grid
+        self.tok_embeddings = nn.Embedding(vocab_size, config.width)
+        self.cls_embedding = ClassEmbedding(n_classes, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, vocab_size, bias=False)
+        self.register_buffer("rotary", rotary_2d(grid, config.width // config.heads), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self, labels: Tensor | None, tokens: Tensor | None, cache: Tensor | None = None, position: int = 0
+    ) -> Tensor:
+        """Return logits, float (B, T, N), of the token that follows each of the T inputs.
+
+        Parameters
+        ----------
+        labels : int64 (B,), put in front of the tokens; None when the sequence goes on from a cache.
+        tokens : int64 (B, T'), the tokens so far; None for the class alone.
+        cache : float (layers, 2, B, heads, 1 + grid * grid, head_width), from `empty_cache`; written in place.
+        position : how many inputs the cache holds already.
+        """
+        parts = []
+        if labels is not None:
+            parts.append(self.cls_embedding(labels))
+        if tokens is not None:
+            parts.append(self.tok_embeddings(tokens))
+        x = F.dropout(torch.cat(parts, dim=1), self.config.dropout, self.training)
+        table = self.rotary[position : position + x.shape[1]]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, table, None if cache is None else cache[i], position)
+        return self.output(self.norm(x))
+
+    def empty_cache(self, batch: int) -> Tensor:
+        """Return room for the keys and values of `batch` whole sequences."""
+        heads = self.config.heads
+        weight = self.output.weight
+        return weight.new_zeros((self.config.layers, 2, batch, heads, 1 + self.grid**2, self.config.width // heads))
+
+    @torch.no_grad()
+    def rearrange_vocabulary(self, order: Tensor) -> None:
+        """Permute the embedding and output rows in place: row i becomes the old row `order[i]`."""
+        for table in (self.tok_embeddings.weight, self.output.weight):
+            table.copy_(table[order])
+
+    def n_parameters(self) -> int:
+        """Number of trained weights."""
+        return sum(p.numel() for p in self.parameters())

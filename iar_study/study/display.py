@@ -1,0 +1,72 @@
+"""Live progress: bars with an estimated end while a person watches, plain lines when the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two plain lines about the same task."""
+
+
+class Display:
+    """Shows named tasks as they go on; `update` may be called as often as one likes."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(elapsed_when_finished=False),
+            TextColumn("[dim]{task.fields[detail]}"),
+        )
+        self._bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+        self._shown: dict[str, float] = {}
+
+    def __enter__(self) -> Display:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line above the bars."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def update(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Show that `done` of `total` steps of `what` are done."""
+        if self._bars:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total, detail=detail)
+            self._bars.update(self._tasks[what], completed=done, total=total, detail=detail)
+            return
+        now = time.monotonic()
+        started, first = self._started.setdefault(what, (now, done))
+        if done < total and now - self._shown.get(what, -PLAIN_INTERVAL) < PLAIN_INTERVAL:
+            return
+        self._shown[what] = now
+        spent, steps = now - started, done - first
+        if done >= total:
+            timing = f"done in {spent:.0f} s" if spent >= 1 else "done"
+        else:
+            timing = f"about {spent / steps * (total - done):.0f} s left" if steps else ""
+        self.say("  ".join(part for part in (f"{what}: {done}/{total}", timing, detail) if part))
+
+    def close(self, what: str) -> None:
+        """Take a task off the screen."""
+        if self._bars and what in self._tasks:
+            self._bars.remove_task(self._tasks.pop(what))

@@ -1,0 +1,184 @@
+"""Run a study: prepare what its trials share, then run the trials that are not finished, as many at once as fit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+
+from iar_study.config import with_settings
+from iar_study.errors import InputError
+from iar_study.storage import write_json
+from iar_study.study.display import Display
+from iar_study.study.stages import prepare
+from iar_study.study.study import Profile, Study, arm_config
+from iar_study.study.tracking import Tracker
+from iar_study.study.trial import Trial, run_trial
+from iar_study.study.workspace import Workspace, is_finished
+from iar_study.training.journal import read_journal
+
+POLL = 1.0
+"""Seconds between two looks at the journals of the running trials."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run_study` did."""
+
+    trained: int
+    found: int
+    failed: dict[str, str]
+    """Trial (arm, seed) -> the error that ended it."""
+
+
+def run_study(
+    study: Study,
+    profile: Profile,
+    workspace: Workspace,
+    display: Display,
+    *,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run every trial of `study` at `profile` that is not finished, and record them in MLflow.
+
+    seeds : default the profile's. arms : default all; the baseline is always among them. settings : dotted keys that
+    change the profile's config.
+
+    Raises
+    ------
+    InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
+    """
+    base = with_settings(profile.config, settings or {})
+    chosen = [study.arm(name) for name in arms] if arms else list(study.arms)
+    if study.baseline not in [arm.name for arm in chosen]:
+        chosen.insert(0, study.arm(study.baseline))
+    # Every config is checked before the first stage runs.
+    configs = [
+        (arm, seed, arm_config(arm, base, seed)) for seed in dict.fromkeys(seeds or profile.seeds) for arm in chosen
+    ]
+    trials = [
+        Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
+    ]
+    tracker = Tracker(workspace, study, profile, base)
+    run_ids = [tracker.start(study, trial) for trial in trials]
+    _write_manifest(study, profile, trials, run_ids, settings or {}, workspace)
+
+    finished = [trial for trial in trials if is_finished(trial.folder(workspace.trials))]
+    for trial in finished:
+        if not tracker.is_complete(trial):
+            tracker.finish(trial, trial.folder(workspace.trials))
+    # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
+    pending = list({trial.hash: trial for trial in trials if trial not in finished}.values())
+    failed = _run_pool(pending, workspace, tracker, display)
+    for trial in trials:
+        if trial not in pending and trial not in finished:
+            tracker.finish(trial, trial.folder(workspace.trials))
+    if trials:
+        shared = trials[0].shared
+        tracker.finish_study([shared.tokenizer, shared.judging], {})
+    return Outcome(len(pending) - len(failed), len(finished), failed)
+
+
+def _write_manifest(
+    study: Study,
+    profile: Profile,
+    trials: Sequence[Trial],
+    run_ids: Sequence[str],
+    settings: Mapping[str, Any],
+    workspace: Workspace,
+) -> None:
+    """Remember what was asked for: the report of a study shows its last run."""
+    manifest = {
+        "study": study.name,
+        "question": study.question,
+        "claim": study.claim,
+        "baseline": study.baseline,
+        "arms": {arm.name: arm.description for arm in study.arms},
+        "profile": profile.name,
+        "settings": {key: str(value) for key, value in settings.items()},
+        "trials": [
+            {"arm": trial.arm, "seed": trial.seed, "hash": trial.hash, "run_id": run_id}
+            for trial, run_id in zip(trials, run_ids, strict=True)
+        ],
+        "reference": trials[0].shared.reference.name,
+        "codes": trials[0].shared.codes.name,
+        "tokenizer": trials[0].shared.tokenizer.name,
+    }
+    write_json(workspace.studies / f"{study.name}.json", manifest)
+
+
+def _run_pool(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, display: Display) -> dict[str, str]:
+    """Run trials in a pool of processes; return the errors by trial. Ctrl-C stops the workers; all can be resumed."""
+    if not trials:
+        return {}
+    compute = trials[0].config.compute
+    slots = 1 if compute.device == "cuda" else max(1, cpu_count() // compute.threads)
+    # A fork server that has imported torch starts a worker in no time, and no worker inherits a thread or a lock.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["iar_study.study.trial"])
+    failed: dict[str, str] = {}
+    with ProcessPoolExecutor(min(slots, len(trials)), mp_context=context, initializer=_start_worker) as pool:
+        futures = {pool.submit(run_trial, trial, workspace.trials): trial for trial in trials}
+        watch = _Watch(trials, workspace.trials, tracker, display)
+        try:
+            waiting: set[Future[None]] = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=POLL)
+                watch.look()
+                for future in done:
+                    trial = futures[future]
+                    error = future.exception()
+                    tracker.finish(trial, trial.folder(workspace.trials))
+                    if isinstance(error, InputError):
+                        raise error
+                    if error is not None:
+                        failed[f"{trial.arm}, seed {trial.seed}"] = f"{type(error).__name__}: {error}"
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone, so that no orphan writes into a trial's folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (multiprocessing.connection.wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+class _Watch:
+    """Follows the journals of running trials: shows their progress and passes new points on to MLflow."""
+
+    def __init__(self, trials: Sequence[Trial], folder: Path, tracker: Tracker, display: Display) -> None:
+        self.trials, self.folder, self.tracker, self.display = trials, folder, tracker, display
+        self.steps = {trial.hash: 0 for trial in trials}
+        self.look()
+
+    def look(self) -> None:
+        news = []
+        for trial in self.trials:
+            journal = read_journal(trial.folder(self.folder) / "journal.jsonl")
+            if not journal or journal[-1]["step"] == self.steps[trial.hash]:
+                continue
+            self.steps[trial.hash] = journal[-1]["step"]
+            self.tracker.sync(trial, trial.folder(self.folder))
+            loss = journal[-1]["metrics"].get("train/token_nll", float("nan"))
+            news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}, token NLL {loss:.2f}")
+        total = sum(trial.config.train.steps for trial in self.trials)
+        if news or not any(self.steps.values()):
+            self.display.update("training", sum(self.steps.values()), total, "; ".join(news))

@@ -1,0 +1,115 @@
+"""Study, Arm and Profile, and the registry: the files of `experiments/` that define them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iar_study.config import TrialConfig, with_settings
+from iar_study.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of what a study varies."""
+
+    name: str
+    description: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys of `TrialConfig`, put on top of the profile's."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question with arms; all arms share seeds, data order and initial weights."""
+
+    name: str
+    question: str
+    claim: str
+    """The sentence of the paper that the study tests."""
+    baseline: str
+    """Name of the arm that the others are compared with."""
+    arms: tuple[Arm, ...]
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise InputError(f"study {self.name!r} names an arm twice: {', '.join(names)}")
+        self.arm(self.baseline)
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm called `name`; raise `InputError` that names the nearest one otherwise."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        hint = nearest(name, [arm.name for arm in self.arms])
+        raise InputError(f"study {self.name!r} has no arm {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How big and how long: the config that a study's arms are put on, and the seeds when none are asked for."""
+
+    name: str
+    description: str
+    config: TrialConfig
+    seeds: tuple[int, ...]
+
+
+def load_studies(experiments: Path) -> dict[str, Study]:
+    """Return every study of the folder by name: each file but `profiles.py` defines one as `study`."""
+    studies: dict[str, Study] = {}
+    for path in sorted(experiments.glob("*.py")):
+        if path.name.startswith("_") or path.name == "profiles.py":
+            continue
+        study = getattr(_run_file(path), "study", None)
+        if not isinstance(study, Study):
+            raise InputError(f"{path} defines no `study = Study(...)`")
+        if study.name in studies:
+            raise InputError(f"{path} defines a second study called {study.name!r}")
+        studies[study.name] = study
+    return studies
+
+
+def load_study(experiments: Path, name: str) -> Study:
+    """Return one study of the folder; raise `InputError` that names the nearest one otherwise."""
+    studies = load_studies(experiments)
+    if name not in studies:
+        raise InputError(f"unknown study {name!r}; {nearest(name, list(studies))}")
+    return studies[name]
+
+
+def load_profiles(experiments: Path) -> dict[str, Profile]:
+    """Return the profiles that `experiments/profiles.py` defines, by name."""
+    return {profile.name: profile for profile in _run_file(experiments / "profiles.py").PROFILES}
+
+
+def load_profile(experiments: Path, name: str) -> Profile:
+    """Return one profile; raise `InputError` that names the nearest one otherwise."""
+    profiles = load_profiles(experiments)
+    if name not in profiles:
+        raise InputError(f"unknown profile {name!r}; {nearest(name, list(profiles))}")
+    return profiles[name]
+
+
+def _run_file(path: Path) -> Any:
+    """Import a file of the registry by its path: the folder need not be on the import path."""
+    spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"cannot read {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def arm_config(arm: Arm, base: TrialConfig, seed: int) -> TrialConfig:
+    """Return the resolved config of the trial (arm, seed)."""
+    return with_settings(base, {**arm.settings, "seed": seed})

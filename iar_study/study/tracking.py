@@ -1,0 +1,169 @@
+"""What MLflow shows: a parent run per study, a nested run per trial. The only module that knows MLflow.
+
+The store is filled from the trials' folders and can be filled again: a point is logged with the journal's own time,
+and the store keeps one of equal points.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+
+from iar_study.config import TrialConfig, flatten
+from iar_study.storage import digest, read_json
+from iar_study.study.study import Profile, Study
+from iar_study.study.trial import Trial, code_version
+from iar_study.study.workspace import Workspace, is_finished
+from iar_study.training.journal import read_journal
+
+BATCH = 1000
+"""Most metrics that MLflow takes in one call."""
+
+ARTIFACTS = ("samples.png", "codebook.safetensors", "trial.json")
+"""Files of a trial's folder that its run shows."""
+
+
+def store_uri(workspace: Workspace) -> str:
+    """Return the tracking store: `MLFLOW_TRACKING_URI`, else SQLite in the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.store}"
+
+
+class Tracker:
+    """Writes the runs of one study."""
+
+    def __init__(self, workspace: Workspace, study: Study, profile: Profile, config: TrialConfig) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        uri = store_uri(workspace)
+        self.client = MlflowClient(tracking_uri=uri)
+        self._logged: dict[str, int] = {}
+        self.experiment = self._experiment(study, workspace, local=uri.startswith("sqlite"))
+        if uri == f"sqlite:///{workspace.store}":
+            # Readers (the UI) and the writer do not block each other.
+            with sqlite3.connect(workspace.store) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+        self.parent = self._parent(study, profile, config)
+        children = self._search(f"tags.`mlflow.parentRunId` = '{self.parent}'")
+        self._children: dict[tuple[str, str], Run] = {
+            (run.data.tags["arm"], run.data.tags["trial"]): run for run in children
+        }
+
+    def _experiment(self, study: Study, workspace: Workspace, local: bool) -> str:
+        found = self.client.get_experiment_by_name(study.name)
+        if found:
+            return found.experiment_id
+        location = (workspace.artifacts / study.name).as_uri() if local else None
+        experiment = self.client.create_experiment(study.name, artifact_location=location)
+        self.client.set_experiment_tag(experiment, "mlflow.note.content", f"{study.question}\n\n> {study.claim}")
+        return experiment
+
+    def _search(self, query: str) -> list[Run]:
+        return list(self.client.search_runs([self.experiment], query, max_results=5000))
+
+    def _parent(self, study: Study, profile: Profile, config: TrialConfig) -> str:
+        base = digest(asdict(config))[:16]
+        found = self._search(f"tags.kind = 'study' and tags.base = '{base}'")
+        if found:
+            return found[0].info.run_id
+        tags = {"kind": "study", "study": study.name, "profile": profile.name, "base": base}
+        tags["mlflow.note.content"] = study.question
+        run = self.client.create_run(self.experiment, run_name=f"{study.name} ({profile.name})", tags=tags)
+        self._log(run.info.run_id, params={k: v for k, v in flatten(config).items() if k != "seed"})
+        return run.info.run_id
+
+    def start(self, study: Study, trial: Trial) -> str:
+        """Open the trial's run, or find the one of an earlier time, and return its id."""
+        key = (trial.arm, trial.hash)
+        if key not in self._children:
+            commit, dirty = code_version()
+            tags = {
+                "kind": "trial",
+                "study": study.name,
+                "arm": trial.arm,
+                "seed": str(trial.seed),
+                "trial": trial.hash,
+                "code_commit": commit,
+                "code_dirty": str(dirty).lower(),
+                "data_digest": trial.shared.digests["data"],
+                "mlflow.parentRunId": self.parent,
+                "mlflow.source.name": "iar-study",
+                "mlflow.note.content": study.arm(trial.arm).description,
+            }
+            run = self.client.create_run(self.experiment, run_name=f"{trial.arm}, seed {trial.seed}", tags=tags)
+            self._children[key] = run
+            data = trial.shared.data
+            source = json.dumps({"name": data["name"], "digest": data["digest"]})
+            dataset = Dataset(data["name"], data["digest"][:16], "local", source, profile=json.dumps(data))
+            self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(dataset, [])])
+            self._log(run.info.run_id, params={**flatten(trial.config), "arm": trial.arm})
+        return self._children[key].info.run_id
+
+    def is_complete(self, trial: Trial) -> bool:
+        """Does the store already hold all of this finished trial?"""
+        run = self._children.get((trial.arm, trial.hash))
+        return run is not None and run.info.status == "FINISHED"
+
+    def sync(self, trial: Trial, folder: Path) -> None:
+        """Log what the trial's journal has gained since the last call."""
+        run_id = self._children[trial.arm, trial.hash].info.run_id
+        points = read_journal(folder / "journal.jsonl")
+        new = points[self._logged.get(run_id, 0) :]
+        self._logged[run_id] = len(points)
+        metrics = (
+            Metric(name, value, point["time_ms"], point["step"])
+            for point in new
+            for name, value in point["metrics"].items()
+        )
+        self._log(run_id, metrics=metrics)
+
+    def finish(self, trial: Trial, folder: Path) -> None:
+        """Log the rest of a trial: final figures, pictures, codebook with clustering, environment; end its run."""
+        run_id = self._children[trial.arm, trial.hash].info.run_id
+        if not is_finished(folder):
+            self.client.set_terminated(run_id, "FAILED")
+            return
+        self.sync(trial, folder)
+        result, about = read_json(folder / "result.json"), read_json(folder / "trial.json")
+        points = read_journal(folder / "journal.jsonl")
+        ended = points[-1]["time_ms"] if points else 0
+        final = {name: value for name, value in result["metrics"].items() if name.startswith("samples/")}
+        self._log(
+            run_id,
+            metrics=(Metric(name, value, ended, result["step"]) for name, value in final.items()),
+            tags={"status": result["status"], **{f"env.{k}": v for k, v in about["environment"].items()}},
+        )
+        for name in ARTIFACTS:
+            if (folder / name).exists():
+                self.client.log_artifact(run_id, str(folder / name))
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def finish_study(self, files: Iterable[Path], metrics: Mapping[str, float]) -> None:
+        """Attach the study's own files and figures to the parent run and end it."""
+        self._log(self.parent, metrics=(Metric(name, value, 0, 0) for name, value in metrics.items()))
+        for path in files:
+            self.client.log_artifact(self.parent, str(path))
+        self.client.set_terminated(self.parent, "FINISHED")
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Iterable[Metric] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log in batches of the size that the store takes."""
+        points = list(metrics)
+        parameters = [Param(key, str(value)) for key, value in (params or {}).items()]
+        labels = [RunTag(key, value) for key, value in (tags or {}).items()]
+        if parameters or labels:
+            self.client.log_batch(run_id, params=parameters, tags=labels)
+        for first in range(0, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[first : first + BATCH])
