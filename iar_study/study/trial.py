@@ -71,8 +71,6 @@ def run_trial(trial: Trial, trials: Path) -> None:
     if is_finished(folder):
         return
     config, shared = trial.config, trial.shared
-    torch.set_num_threads(config.compute.threads)
-    torch.use_deterministic_algorithms(True)
     codes, rearrangement = load_codes(shared.codes), load_rearrangement(shared.rearrangement)
     write_json(folder / "trial.json", describe(trial, codes))
     try:

@@ -80,6 +80,8 @@ def train_gpt(
     Diverged : the loss is NaN or infinite.
     """
     settings, device = config.train, torch.device(config.compute.device)
+    torch.set_num_threads(config.compute.threads)
+    torch.use_deterministic_algorithms(True)
     model = initial_model(config, codes, rearrangement)
     optimizer = make_optimizer(model, settings)
     journal = Journal(folder / "journal.jsonl")
@@ -113,15 +115,15 @@ def train_gpt(
         optimizer.zero_grad()
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        if not math.isfinite(float(loss)):
-            raise Diverged(step + 1)
+        done = step + 1
+        if not math.isfinite(loss.item()):
+            raise Diverged(done)
         optimizer.step()
 
-        done = step + 1
         timed_steps += 1
         state = {
             "step": done,
-            "sums": [state["sums"][0] + float(tce), state["sums"][1] + float(cce)],
+            "sums": [state["sums"][0] + tce.item(), state["sums"][1] + cce.item()],
             "count": state["count"] + 1,
         }
         metrics: dict[str, float] = {}

@@ -31,6 +31,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         whole = read_journal(path)
         self.last_step: int = whole[-1]["step"] if whole else -1
         if path.exists():

@@ -1,0 +1,112 @@
+"""The images of a study: scikit-learn's digits, Fashion-MNIST, or the pictures of a folder, all as uint8 arrays."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from iar_study.config import DataConfig
+from iar_study.data.fashion_mnist import CLASS_NAMES, read_fashion_mnist
+from iar_study.data.folder import read_folder
+from iar_study.errors import InputError, nearest
+from iar_study.storage import digest
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no plain equality: compare digests
+class Images:
+    """A train and a test split of square images with their classes.
+
+    `train` and `test` are uint8 (n, side, side, channels) with 1 or 3 channels; `train_labels` and `test_labels` are
+    int64 (n,) and index `class_names`. Raises `InputError` when the parts do not fit together.
+    """
+
+    name: str
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for split, images, labels in (("train", self.train, self.train_labels), ("test", self.test, self.test_labels)):
+            where = f"{split} split of {self.name}"
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+                raise InputError(f"{where}: expected square uint8 images, got {images.dtype} {images.shape}")
+            if not len(images) or images.shape[3] not in (1, 3):
+                raise InputError(f"{where}: expected images with 1 or 3 channels, got shape {images.shape}")
+            if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+                raise InputError(
+                    f"{where}: expected int64 labels {images.shape[:1]}, got {labels.dtype} {labels.shape}"
+                )
+            if labels.min() < 0 or labels.max() >= len(self.class_names):
+                raise InputError(f"{where}: labels {labels.min()}..{labels.max()}, {len(self.class_names)} classes")
+        if self.train.shape[1:] != self.test.shape[1:]:
+            raise InputError(f"{self.name}: train is {self.train.shape[1:]}, test is {self.test.shape[1:]} an image")
+
+    @property
+    def size(self) -> int:
+        """Side of an image in pixels."""
+        return self.train.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.train.shape[3]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the content: images, labels and class names, not the name of the set."""
+        return digest(self.train, self.train_labels, self.test, self.test_labels, self.class_names)
+
+
+def data_folder() -> Path:
+    """Return the folder for downloads and decoded pictures: $IAR_DATA, else iar-study in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("IAR_DATA") or f"{cache}/iar-study").expanduser().absolute()
+
+
+def load_images(config: DataConfig) -> Images:
+    """Return the images that `config` names: `digits`, `fashion-mnist` or `folder:PATH`.
+
+    Fashion-MNIST is fetched into `data_folder()` at first use, and the pictures of a folder are kept there decoded.
+    Raises `InputError` for an unknown name, an `image_size` the set does not have, and files missing or damaged.
+    """
+    kind, _, path = config.name.partition(":")
+    if config.name == "digits":
+        _check_size(config, 8)
+        return Images(config.name, **_read_digits(), class_names=tuple("0123456789"))
+    if config.name == "fashion-mnist":
+        _check_size(config, 28)
+        return Images(config.name, **read_fashion_mnist(data_folder() / "fashion-mnist"), class_names=CLASS_NAMES)
+    if kind == "folder" and path:
+        parts, class_names = read_folder(Path(path).expanduser(), config.image_size or 32, data_folder() / "folders")
+        return Images(config.name, **parts, class_names=class_names)
+    raise InputError(
+        f"no data named {config.name!r}; {nearest(config.name, ['digits', 'fashion-mnist', 'folder:PATH'])}"
+    )
+
+
+def _check_size(config: DataConfig, native: int) -> None:
+    if config.image_size not in (None, native):
+        raise InputError(
+            f"data.image_size = {config.image_size}, but {config.name} is {native}x{native}; "
+            f"leave image_size out, or use folder:PATH to resize pictures"
+        )
+
+
+def _read_digits() -> dict[str, np.ndarray]:
+    # Here, not on top: the package imports fast where no digits are asked for.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    train, test, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return {"train": train, "train_labels": train_labels, "test": test, "test_labels": test_labels}
