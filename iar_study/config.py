@@ -35,12 +35,12 @@ class TokenizerConfig:
 
     codebook_size: Annotated[int, Field(ge=2)] = 512
     code_dim: Count = 8
-    channels: Count = 64
+    channels: Count = 32
     patch: Annotated[int, Field(ge=2)] = 4
-    steps: Count = 800
-    batch_size: Count = 128
-    lr: Positive = 2e-3
-    commitment: NonNegative = 0.25
+    steps: Count = 2000
+    batch_size: Count = 32
+    lr: Positive = 6e-3
+    commitment: NonNegative = 0.5
     """Weight beta of the commitment loss."""
     seed: int = 0
 
@@ -50,9 +50,9 @@ class ClassifierConfig:
     """The small classifier whose features the Frechet distance is measured in."""
 
     channels: Count = 32
-    steps: Count = 1000
-    batch_size: Count = 128
-    lr: Positive = 2e-3
+    steps: Count = 1500
+    batch_size: Count = 64
+    lr: Positive = 4e-3
     seed: int = 0
 
 
@@ -92,10 +92,10 @@ class LossConfig:
 class TrainConfig:
     """AdamW with linear warm-up, then the named decay of the learning rate."""
 
-    steps: Count = 500
-    batch_size: Count = 64
-    lr: Positive = 4e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 40
+    steps: Count = 1000
+    batch_size: Count = 32
+    lr: Positive = 5e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
     decay: Literal["cosine", "constant"] = "cosine"
     beta1: Share = 0.9
     beta2: Share = 0.95
@@ -103,15 +103,15 @@ class TrainConfig:
     """On matrices only."""
     clip: Positive = 1.0
     """Largest norm of the gradient."""
-    log_every: Count = 10
-    checkpoint_every: Count = 100
+    log_every: Count = 20
+    checkpoint_every: Count = 200
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured on held-out images and on samples, the same for every arm of a study."""
 
-    every: Count = 100
+    every: Count = 200
     """Training steps between two validations."""
     images: Count = 2000
     """Held-out images (the first ones of the test split) that the likelihoods are measured on."""
@@ -154,7 +154,7 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
     """Return the config as one level of dotted keys.
 
     >>> flatten(TrialConfig())["train.lr"]
-    0.004
+    0.005
     """
     flat: dict[str, Any] = {}
     for section in fields(config):

@@ -71,7 +71,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
 

@@ -43,7 +43,7 @@ class Judge:
         chance = (self.boundaries.diff()[cluster] - 1) / (logits.shape[-1] - 1)
         count = targets.numel()
         values = [
-            count,
+            torch.tensor(count),
             tce * count,
             right.sum(),
             cce * count,
@@ -51,7 +51,7 @@ class Judge:
             (cluster_right & ~right).sum(),
             chance[~right].sum(),
         ]
-        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+        return torch.stack([value.to("cpu", torch.float64) for value in values])
 
 
 def prediction_metrics(sums: Tensor, prefix: str) -> dict[str, float]:

@@ -67,7 +67,9 @@ def load_results(workspace: Workspace, study: str) -> Results:
     for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
         key = {"arm": trial["arm"], "seed": trial["seed"], "trial": trial["hash"]}
-        result = read_json(folder / "result.json") if is_finished(folder) else {"status": "not finished", "metrics": {}}
+        result: dict[str, Any] = {"status": "not finished", "metrics": {}}
+        if is_finished(folder):
+            result = read_json(folder / "result.json")
         if result["status"] != "finished":
             missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"]})
         final += [
@@ -84,13 +86,14 @@ def load_results(workspace: Workspace, study: str) -> Results:
     if not about:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
     seeds = sorted({trial["seed"] for trial in manifest["trials"]})
+    asked = {trial["arm"] for trial in manifest["trials"]}
     reference = load_arrays(workspace.cache / manifest["reference"])[0]
     return Results(
         study=manifest["study"],
         question=manifest["question"],
         claim=manifest["claim"],
         baseline=manifest["baseline"],
-        arms={name: text for name, text in manifest["arms"].items() if name in {t["arm"] for t in manifest["trials"]}},
+        arms={name: text for name, text in manifest["arms"] if name in asked},
         profile=manifest["profile"],
         settings=manifest["settings"],
         scale=_scale(about, seeds),

@@ -19,14 +19,14 @@ from iar_study.config import with_settings
 from iar_study.errors import InputError
 from iar_study.storage import write_json
 from iar_study.study.display import Display
-from iar_study.study.stages import prepare
+from iar_study.study.stages import check, prepare
 from iar_study.study.study import Profile, Study, arm_config
 from iar_study.study.tracking import Tracker
 from iar_study.study.trial import Trial, run_trial
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
 
-POLL = 1.0
+POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
 
 
@@ -67,6 +67,8 @@ def run_study(
     configs = [
         (arm, seed, arm_config(arm, base, seed)) for seed in dict.fromkeys(seeds or profile.seeds) for arm in chosen
     ]
+    for _, _, config in configs:
+        check(config)
     trials = [
         Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
     ]
@@ -84,9 +86,9 @@ def run_study(
     for trial in trials:
         if trial not in pending and trial not in finished:
             tracker.finish(trial, trial.folder(workspace.trials))
-    if trials:
-        shared = trials[0].shared
-        tracker.finish_study([shared.tokenizer, shared.judging], {})
+    tracker.finish_study([trials[0].shared.tokenizer, trials[0].shared.judging])
+    if tracker.problem:
+        display.say(f"MLflow lacks some of this ({tracker.problem}); nothing is lost: run again to fill it in")
     return Outcome(len(pending) - len(failed), len(finished), failed)
 
 
@@ -104,7 +106,7 @@ def _write_manifest(
         "question": study.question,
         "claim": study.claim,
         "baseline": study.baseline,
-        "arms": {arm.name: arm.description for arm in study.arms},
+        "arms": [[arm.name, arm.description] for arm in study.arms],
         "profile": profile.name,
         "settings": {key: str(value) for key, value in settings.items()},
         "trials": [
@@ -167,18 +169,22 @@ class _Watch:
     def __init__(self, trials: Sequence[Trial], folder: Path, tracker: Tracker, display: Display) -> None:
         self.trials, self.folder, self.tracker, self.display = trials, folder, tracker, display
         self.steps = {trial.hash: 0 for trial in trials}
+        self.sizes = {trial.hash: 0 for trial in trials}
         self.look()
 
     def look(self) -> None:
         news = []
         for trial in self.trials:
-            journal = read_journal(trial.folder(self.folder) / "journal.jsonl")
-            if not journal or journal[-1]["step"] == self.steps[trial.hash]:
+            path = trial.folder(self.folder) / "journal.jsonl"
+            size = path.stat().st_size if path.exists() else 0
+            if size == self.sizes[trial.hash]:
                 continue
-            self.steps[trial.hash] = journal[-1]["step"]
-            self.tracker.sync(trial, trial.folder(self.folder))
-            loss = journal[-1]["metrics"].get("train/token_nll", float("nan"))
-            news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}, token NLL {loss:.2f}")
+            self.sizes[trial.hash] = size
+            if journal := read_journal(path):
+                self.steps[trial.hash] = journal[-1]["step"]
+                self.tracker.sync(trial, trial.folder(self.folder))
+                loss = journal[-1]["metrics"].get("train/token_nll", float("nan"))
+                news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}, token NLL {loss:.2f}")
         total = sum(trial.config.train.steps for trial in self.trials)
         if news or not any(self.steps.values()):
             self.display.update("training", sum(self.steps.values()), total, "; ".join(news))

@@ -20,6 +20,7 @@ from iar_study.codebook import Rearrangement, cluster_codes
 from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TokenizerConfig, TrialConfig
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
+from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify, train_classifier
 from iar_study.evaluation.fidelity import frechet_distance
 from iar_study.models.vq import VQModel
@@ -30,8 +31,8 @@ from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, enco
 RECIPE = 1
 """Raise it when a change of code makes the same config give other numbers: caches and trials made before are left."""
 
-THREADS = 2
-"""CPU threads of a shared stage: fixed, because the bits of a sum depend on it."""
+THREADS = 1
+"""CPU threads of a shared stage: fixed, because the bits of a sum depend on it; more do not pay at these sizes."""
 
 Progress = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, detail) is called as a stage goes on."""
@@ -58,8 +59,35 @@ def images_of(config: DataConfig) -> Images:
     return load_images(config)
 
 
+def check(config: TrialConfig) -> None:
+    """Raise `InputError` for settings that do not fit each other or the images, before anything is trained."""
+    images = images_of(config.data)
+    size, patch = config.tokenizer.codebook_size, config.tokenizer.patch
+    if images.size % patch:
+        raise InputError(
+            f"images of {images.size} x {images.size} pixels do not divide into patches of {patch}: "
+            f"choose another tokenizer.patch or data.image_size"
+        )
+    if images.size // patch < 2:
+        raise InputError(
+            f"images of {images.size} x {images.size} pixels are a single patch of {patch}: "
+            f"nothing is left to predict; choose a smaller tokenizer.patch"
+        )
+    wanted = {"evaluation.clusters": config.evaluation.clusters}
+    if config.clustering.strategy in ("balanced", "blocks", "random"):
+        wanted["clustering.n_clusters"] = config.clustering.n_clusters
+    for key, n_clusters in wanted.items():
+        if size % n_clusters:
+            raise InputError(
+                f"equal clusters: {key} = {n_clusters} does not divide the {size} codes of tokenizer.codebook_size"
+            )
+    if config.clustering.n_clusters > size:
+        raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
+
+
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
     """Compute, or find in the cache, all that the trial of `config` needs before its own training."""
+    torch.set_num_threads(THREADS)
     images = images_of(config.data)
     data = {
         "name": images.name,

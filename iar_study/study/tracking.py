@@ -1,28 +1,36 @@
 """What MLflow shows: a parent run per study, a nested run per trial. The only module that knows MLflow.
 
 The store is filled from the trials' folders and can be filled again: a point is logged with the journal's own time,
-and the store keeps one of equal points.
+and the store keeps one of equal points. So a store that fails in the middle of a study never stops a training; the
+next run of the study fills in what is missing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from iar_study.config import TrialConfig, flatten
+from iar_study.errors import InputError
 from iar_study.storage import digest, read_json
 from iar_study.study.study import Profile, Study
 from iar_study.study.trial import Trial, code_version
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
 BATCH = 1000
 """Most metrics that MLflow takes in one call."""
@@ -37,13 +45,27 @@ def store_uri(workspace: Workspace) -> str:
 
 
 class Tracker:
-    """Writes the runs of one study."""
+    """Writes the runs of one study.
+
+    Raises `InputError` when the store cannot be opened. What fails later is kept in `problem`.
+    """
+
+    problem: str | None = None
 
     def __init__(self, workspace: Workspace, study: Study, profile: Profile, config: TrialConfig) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # no word about tables it creates
         uri = store_uri(workspace)
-        self.client = MlflowClient(tracking_uri=uri)
         self._logged: dict[str, int] = {}
+        try:
+            self._open(uri, workspace, study, profile, config)
+        except STORE_ERRORS as error:
+            raise InputError(
+                f"cannot use the MLflow store {uri}: {_first_line(error)}; try `iar-study doctor`"
+            ) from error
+
+    def _open(self, uri: str, workspace: Workspace, study: Study, profile: Profile, config: TrialConfig) -> None:
+        self.client = MlflowClient(tracking_uri=uri)
         self.experiment = self._experiment(study, workspace, local=uri.startswith("sqlite"))
         if uri == f"sqlite:///{workspace.store}":
             # Readers (the UI) and the writer do not block each other.
@@ -110,26 +132,42 @@ class Tracker:
         run = self._children.get((trial.arm, trial.hash))
         return run is not None and run.info.status == "FINISHED"
 
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Keep a failure of the store in `problem` instead of letting it stop a training."""
+        try:
+            yield
+        except STORE_ERRORS as error:
+            self.problem = _first_line(error)
+
     def sync(self, trial: Trial, folder: Path) -> None:
         """Log what the trial's journal has gained since the last call."""
+        with self._tolerant():
+            self._sync(trial, folder)
+
+    def _sync(self, trial: Trial, folder: Path) -> None:
         run_id = self._children[trial.arm, trial.hash].info.run_id
         points = read_journal(folder / "journal.jsonl")
         new = points[self._logged.get(run_id, 0) :]
-        self._logged[run_id] = len(points)
         metrics = (
             Metric(name, value, point["time_ms"], point["step"])
             for point in new
             for name, value in point["metrics"].items()
         )
         self._log(run_id, metrics=metrics)
+        self._logged[run_id] = len(points)
 
     def finish(self, trial: Trial, folder: Path) -> None:
         """Log the rest of a trial: final figures, pictures, codebook with clustering, environment; end its run."""
+        with self._tolerant():
+            self._finish(trial, folder)
+
+    def _finish(self, trial: Trial, folder: Path) -> None:
         run_id = self._children[trial.arm, trial.hash].info.run_id
         if not is_finished(folder):
             self.client.set_terminated(run_id, "FAILED")
             return
-        self.sync(trial, folder)
+        self._sync(trial, folder)
         result, about = read_json(folder / "result.json"), read_json(folder / "trial.json")
         points = read_journal(folder / "journal.jsonl")
         ended = points[-1]["time_ms"] if points else 0
@@ -144,12 +182,12 @@ class Tracker:
                 self.client.log_artifact(run_id, str(folder / name))
         self.client.set_terminated(run_id, "FINISHED")
 
-    def finish_study(self, files: Iterable[Path], metrics: Mapping[str, float]) -> None:
-        """Attach the study's own files and figures to the parent run and end it."""
-        self._log(self.parent, metrics=(Metric(name, value, 0, 0) for name, value in metrics.items()))
-        for path in files:
-            self.client.log_artifact(self.parent, str(path))
-        self.client.set_terminated(self.parent, "FINISHED")
+    def finish_study(self, files: Iterable[Path]) -> None:
+        """Attach the study's own files to the parent run and end it."""
+        with self._tolerant():
+            for path in files:
+                self.client.log_artifact(self.parent, str(path))
+            self.client.set_terminated(self.parent, "FINISHED")
 
     def _log(
         self,
@@ -167,3 +205,7 @@ class Tracker:
             self.client.log_batch(run_id, params=parameters, tags=labels)
         for first in range(0, len(points), BATCH):
             self.client.log_batch(run_id, metrics=points[first : first + BATCH])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""Train the VQ tokenizer in seconds to minutes on a CPU, and turn images into tokens and back.
+"""Train the VQ tokenizer in half a minute on a CPU, and turn images into tokens and back.
 
-The two classic troubles of a VQ autoencoder are met here: the codebook starts as encoder outputs, so all codes are
-near the data, and codes that go unused are moved onto current outputs until the last part of the training.
+Two classic troubles of a VQ autoencoder are met here: the codebook starts as encoder outputs, so every code is near
+the data, and codes that fall out of use are moved onto current outputs, until the last part of the training.
 """
 
 from __future__ import annotations
@@ -13,96 +13,125 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from iar_study.config import TokenizerConfig
 from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
 from iar_study.models.vq import VQModel, to_float, to_uint8
 
-WARMUP = 0.05
-"""Share of the steps in which the learning rate rises."""
-
 REVIVE_EVERY = 20
-"""Steps after which a code that no token used is re-seeded."""
+"""Steps after which a code that no token used is moved."""
 
 REVIVE_UNTIL = 0.7
-"""Share of the steps after which no code is re-seeded any more: the last part settles what there is."""
+"""Share of the steps after which codes are left in place, so that encoder and decoder settle on them."""
 
-ENCODE_BATCH = 500
+REPORT_EVERY = 20
+"""Steps between two calls of `progress`."""
 
 
 def train_tokenizer(
-    images: np.ndarray, config: TokenizerConfig, *, threads: int, progress: Callable[[int, int, str], None] | None
+    images: np.ndarray,
+    config: TokenizerConfig,
+    *,
+    threads: int,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> VQModel:
+    """Train by mean squared error + codebook loss + beta * commitment loss, with AdamW and a one-cycle learning rate.
+
+    The bits of the result depend on (images, config, threads) and the machine alone. Sets torch's seed and its number
+    of threads for the process.
+
+    Parameters
+    ----------
+    images : uint8 (n, side, side, channels).
+    threads : CPU threads.
+    progress : called with (steps done, steps in all, detail).
+
+    Raises
+    ------
+    InputError : the images do not fit the config, or the loss is no longer finite.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    model = VQModel(config, images.shape[3]).train()
+    model = VQModel(config, images.shape[-1]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    schedule = OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.1, cycle_momentum=False)
     codebook = model.quantize.embedding.weight
-    weights = [p for p in model.parameters() if p is not codebook]
-    groups = [{"params": weights, "weight_decay": 1e-4}, {"params": [codebook], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
-    unused = torch.zeros(config.codebook_size, dtype=torch.int64)
+    unused = torch.zeros(config.codebook_size, dtype=torch.int64)  # steps since a token used the code
 
     for step in range(config.steps):
         x = to_float(images[batch_indices(len(images), config.batch_size, step, config.seed)])
         if step == 0:
-            reseed(model, x, torch.ones(config.codebook_size, dtype=torch.bool))
+            move_onto_outputs(model, torch.ones_like(unused, dtype=torch.bool), x)
         reconstruction, losses, tokens = model(x)
-        mse = F.mse_loss(reconstruction, x)
-        loss = mse + losses["codebook"] + config.commitment * losses["commitment"]
+        loss = F.mse_loss(reconstruction, x) + losses["codebook"] + config.commitment * losses["commitment"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+
+        done = step + 1
         unused += 1
         unused[tokens.unique()] = 0
-        if (step + 1) % REVIVE_EVERY == 0 and step < REVIVE_UNTIL * config.steps:
+        if done % REVIVE_EVERY == 0 and done <= REVIVE_UNTIL * config.steps:
             dead = unused >= REVIVE_EVERY
-            reseed(model, x, dead)
-            for name in ("exp_avg", "exp_avg_sq"):
-                optimizer.state[codebook][name][dead] = 0
+            move_onto_outputs(model, dead, x)
             unused[dead] = 0
-        if progress and ((step + 1) % 20 == 0 or step + 1 == config.steps):
-            progress(step + 1, config.steps, f"loss {float(loss):.3f}")
+            for moment in ("exp_avg", "exp_avg_sq"):  # the old place's gradients say nothing about the new one
+                optimizer.state[codebook][moment][dead] = 0
+        if done % REPORT_EVERY == 0 or done == config.steps:
+            if not math.isfinite(float(loss.detach())):
+                raise InputError(f"the tokenizer's loss is not finite at step {done}; lower tokenizer.lr")
+            if progress:
+                progress(done, config.steps, f"loss {float(loss.detach()):.4f}")
     return model.eval()
 
 
-def _rate(step: int, steps: int) -> float:
-    warmup = math.ceil(WARMUP * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
 @torch.no_grad()
-def reseed(model: VQModel, images: Tensor, codes: Tensor) -> None:
-    """Move the codes (bool mask (N,)) onto random encoder outputs of `images`, in place."""
+def move_onto_outputs(model: VQModel, codes: Tensor, images: Tensor) -> None:
+    """Put the codes of a bool mask (N,) onto randomly drawn encoder outputs for float `images`, in place."""
     outputs = F.normalize(model.latents(images), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-    n = int(codes.sum())
-    chosen = torch.randperm(len(outputs))[torch.arange(n) % len(outputs)]
-    model.quantize.embedding.weight[codes] = outputs[chosen]
+    drawn = torch.randperm(len(outputs))[torch.arange(int(codes.sum())) % len(outputs)]
+    model.quantize.embedding.weight[codes] = outputs[drawn]
 
 
-def encode_images(model: VQModel, images: np.ndarray, batch: int = ENCODE_BATCH) -> np.ndarray:
+def encode_images(model: VQModel, images: np.ndarray, batch: int = 500) -> np.ndarray:
+    """Return the tokens, int32 (n, h * w) row by row, of uint8 images (n, H, W, C)."""
     parts = [model.encode(to_float(images[i : i + batch])).flatten(1) for i in range(0, len(images), batch)]
     return torch.cat(parts).to(torch.int32).numpy()
 
 
-def decode_tokens(model, tokens, codebook=None, batch: int = ENCODE_BATCH) -> np.ndarray:
-    grid = math.isqrt(tokens.shape[1])
-    parts = []
-    for i in range(0, len(tokens), batch):
-        part = torch.from_numpy(tokens[i : i + batch]).long().unflatten(1, (grid, grid))
-        parts.append(to_uint8(model.decode_codes(part, codebook)))
-    return np.concatenate(parts)
+def decode_tokens(model: VQModel, tokens: np.ndarray, codebook: Tensor | None = None, batch: int = 500) -> np.ndarray:
+    """Return uint8 images (n, side, side, C) of integer tokens (n, grid * grid), row by row.
+
+    `codebook`, float (N, d), replaces the model's own, as for rearranged tokens. Raises `InputError` when the tokens
+    form no square grid or name a code that does not exist.
+    """
+    grid, size = math.isqrt(tokens.shape[1]), len(model.codebook() if codebook is None else codebook)
+    if grid**2 != tokens.shape[1]:
+        raise InputError(f"{tokens.shape[1]} tokens an image do not form a square")
+    if tokens.min() < 0 or tokens.max() >= size:
+        raise InputError(f"tokens lie in {tokens.min()} ... {tokens.max()}, the codebook has {size} codes")
+    grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
+    return np.concatenate([to_uint8(model.decode_codes(part, codebook)) for part in grids.split(batch)])
 
 
-def describe_tokenizer(model, images, train_tokens=None):
+def describe_tokenizer(model: VQModel, images: np.ndarray, train_tokens: np.ndarray | None = None) -> dict[str, float]:
+    """Measure the tokenizer on held-out uint8 images (n, side, side, C).
+
+    Returns `psnr` in dB (the mean over images of each image's PSNR, on the levels 0 ... 255, at most 100), `usage`
+    (share of the codes that occur among `train_tokens`, or among the images' own tokens) and `perplexity` (the
+    exponential of the entropy of those tokens; N if all codes are equally frequent).
+    """
     tokens = encode_images(model, images)
-    decoded = decode_tokens(model, tokens)
-    error = (images.astype(np.float64) - decoded).__pow__(2).mean(axis=(1, 2, 3))
-    psnr = 10 * np.log10(255**2 / np.maximum(error,1e-9))
-    counts = np.bincount((tokens if train_tokens is None else train_tokens).ravel(), minlength=model.config.codebook_size)
-    p = counts[counts > 0] / counts.sum()
-    return {"psnr": float(psnr.mean()), "usage": float((counts > 0).mean()), "perplexity": float(np.exp(-(p * np.log(p)).sum()))}
+    error = np.square(images.astype(np.float32) - decode_tokens(model, tokens)).mean(axis=(1, 2, 3), dtype=np.float64)
+    psnr = -10 * np.log10(np.maximum(error / 255**2, 1e-10))
+    counted = tokens if train_tokens is None else train_tokens
+    counts = np.bincount(counted.ravel(), minlength=model.config.codebook_size)
+    share = counts[counts > 0] / counts.sum()
+    return {
+        "psnr": float(psnr.mean()),
+        "usage": float(np.mean(counts > 0)),
+        "perplexity": float(np.exp(-np.sum(share * np.log(share)))),
+    }

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -133,7 +132,7 @@ def test_missing_files_are_downloaded_once(files, check, home, server, capsys):
     check()
     assert len(server.asked) == 3, "only what is missing is asked for"
     assert sorted(path.name for path in home.iterdir()) == sorted(files), "nothing temporary stays behind"
-    assert capsys.readouterr().err.count("\n") == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if line]) == 2
     check()
     assert len(server.asked) == 3
 
@@ -223,11 +222,3 @@ def test_a_data_folder_that_cannot_be_made_is_named(files, data_home):
     data_home.write_text("a file in the way")
     with pytest.raises(InputError, match=f"cannot write {data_home}"):
         load_images(CONFIG)
-
-
-@pytest.mark.skipif(not os.path.isdir(REAL_SYSTEM_FOLDER), reason="Debian's dataset-fashion-mnist is not installed")
-def test_the_real_set():
-    images = load_images(CONFIG)
-    assert images.train.shape == (60000, 28, 28, 1)
-    assert images.test.shape == (10000, 28, 28, 1)
-    np.testing.assert_array_equal(np.bincount(images.train_labels), [6000] * 10)

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -143,6 +144,6 @@ def test_the_learning_rate_warms_up_and_decays():
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 0.001
     assert learning_rate(replace(config, decay="constant"), 99) == 1.0

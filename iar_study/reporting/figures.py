@@ -1,0 +1,247 @@
+"""Figures of a study's results. Every function takes a `Results` and returns a Matplotlib `Figure`.
+
+Figures are made without pyplot, so nothing global changes and nothing stays open:
+`figures.curves(results, "val/token_nll")` as the last line of a notebook cell shows it.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from iar_study.errors import InputError
+from iar_study.study.results import Results
+from iar_study.study.statistics import compare_with_baseline, mean_interval, metric_named, paired_differences
+
+DPI = 200
+INK, FAINT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+BASELINE_COLOR = "#333333"
+BAND_FROM = 3
+"""Seeds from which on a curve gets a 95% band: with two the t quantile is 12.7, and a band says nothing."""
+SHOWN_CLASSES, SHOWN_PER_CLASS, SHOWN_RECONSTRUCTIONS = 10, 6, 12
+
+
+def arm_colors(results: Results) -> dict[str, Any]:
+    """Return arm -> colour, the same in every figure: dark grey for the baseline, colour-blind-safe for the others."""
+    # Without the palette's grey (too near the baseline) and yellow (too faint on white).
+    palette = [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]
+    colors = cycle(palette)
+    return {arm: BASELINE_COLOR if arm == results.baseline else next(colors) for arm in results.arms}
+
+
+def _line_styles(results: Results) -> dict[str, Any]:
+    """Solid lines, until the colours come round again."""
+    others = [arm for arm in results.arms if arm != results.baseline]
+    styles = {arm: ("-", "--", ":", "-.")[i // 8 % 4] for i, arm in enumerate(others)}
+    return styles | {results.baseline: "-"}
+
+
+def plain(text: str) -> str:
+    """Return `text` so that Matplotlib draws it as it is: no formulas."""
+    return str(text).replace("$", r"\$")
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_facecolor("white")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=8.5, length=3, color=FAINT)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _titles(axes: Axes, title: str, note: str) -> None:
+    axes.annotate(title, (0, 1), (0, 20), "axes fraction", "offset points", color=INK, fontsize=10.5, weight="bold")
+    axes.annotate(note, (0, 1), (0, 8), "axes fraction", "offset points", color=FAINT, fontsize=8)
+
+
+def _curves_by_arm(results: Results, metric: str) -> dict[str, pd.DataFrame]:
+    """Return arm -> frame with one row per step and one column per seed, NaN where a value is not finite."""
+    rows = results.curves[results.curves["metric"] == metric]
+    by_arm = {}
+    for arm in results.arms:
+        wide = rows[rows["arm"] == arm].pivot(index="step", columns="seed", values="value").astype(float)
+        if wide.size:
+            by_arm[arm] = wide.where(np.isfinite(wide)).sort_index()
+    return by_arm
+
+
+def curves(results: Results, metric: str, *, differences: bool = False) -> Figure:
+    """Draw a metric over training steps: each arm's mean over seeds, with a 95% band from three seeds on.
+
+    With fewer seeds, or where a trial's value ceased to be finite, every seed is a thin line instead of the band.
+    The mean is drawn only at steps that all seeds of the arm reached. With `differences`, each seed's difference
+    from the baseline's curve of the same seed is drawn in place of the value.
+    """
+    label = metric_named(metric).label
+    by_arm = _curves_by_arm(results, metric)
+    if differences:
+        reference = by_arm.pop(results.baseline, pd.DataFrame())
+        by_arm = {arm: (wide - reference).dropna(axis="columns", how="all") for arm, wide in by_arm.items()}
+        by_arm = {arm: wide for arm, wide in by_arm.items() if wide.size}
+    if not by_arm:
+        raise InputError(f"study {results.study!r} has no curve of {metric!r}{' to compare' if differences else ''}")
+    colors, styles = arm_colors(results), _line_styles(results)
+    figure, axes = _new(4.6, 3.3)
+    banded = []
+    for arm, wide in by_arm.items():
+        look: dict[str, Any] = {"color": colors[arm], "linestyle": styles[arm]}
+        whole = wide.dropna()
+        if wide.shape[1] >= BAND_FROM and len(whole) == len(wide):
+            intervals = [mean_interval(row) for row in whole.to_numpy()]
+            low, high = [i.low for i in intervals], [i.high for i in intervals]
+            axes.fill_between(whole.index, low, high, color=colors[arm], alpha=0.15, linewidth=0)
+            banded.append(arm)
+        elif wide.shape[1] > 1:
+            axes.plot(wide.index, wide.to_numpy(), linewidth=0.7, alpha=0.55, **look)
+        axes.plot(whole.index, whole.mean(axis="columns"), linewidth=1.9, **look)
+    if differences:
+        axes.axhline(0, color=BASELINE_COLOR, linewidth=1)
+    axes.margins(x=0.02)
+    axes.set_xlabel("training step", color=INK, fontsize=9)
+    single = all(wide.shape[1] == 1 for wide in by_arm.values())
+    thin = "thin: single seeds"
+    spread = "band: 95% interval" if banded else thin
+    if banded and len(banded) < len(by_arm):
+        spread = f"band: 95% interval; {thin}"
+    note = "one seed: no interval" if single else f"thick: mean over seeds; {spread}"
+    title = f"{label}, difference from {plain(results.baseline)}" if differences else label
+    _titles(axes, title, note)
+    handles = [Line2D([], [], color=colors[arm], linestyle=styles[arm], linewidth=2.2) for arm in by_arm]
+    # A leading underscore would hide an arm from the legend; a zero-width space before it does not show.
+    names = [f"\u200b{plain(arm)}" if arm.startswith("_") else plain(arm) for arm in by_arm]
+    columns = min(len(names), max(1, 54 // (5 + max(map(len, names)))))
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.6
+    )
+    return figure
+
+
+def comparison(results: Results, metric: str) -> Figure:
+    """Draw each arm's paired differences from the baseline: a dot per seed, their mean, and its 95% interval."""
+    measured = metric_named(metric)
+    others = [arm for arm in results.arms if arm != results.baseline]
+    if not others:
+        raise InputError(f"study {results.study!r} has no arm beside its baseline {results.baseline!r}")
+    table = compare_with_baseline(results.final, metric, results.baseline, list(results.arms))
+    differences = paired_differences(results.final, metric, results.baseline, others)
+    colors = arm_colors(results)
+    figure, axes = _new(4.6, 1.3 + 0.42 * len(others))
+    axes.axvline(0, color=BASELINE_COLOR, linewidth=1)
+    for y, (arm, row) in enumerate(zip(others, table.loc[others].to_dict("records"), strict=True)):
+        seeds = differences[arm].dropna()
+        if row["pairs"] >= 2:
+            axes.plot([row["difference_low"], row["difference_high"]], [y, y], color=colors[arm], linewidth=2)
+            axes.plot(row["difference"], y, marker="D", markersize=6, color=colors[arm], markeredgecolor="white")
+        axes.plot(seeds, np.full(len(seeds), y + 0.24), "o", markersize=4, color=colors[arm], alpha=0.75, mew=0)
+        beside = str(row["finding"]) if row["pairs"] else "no pair of seeds"
+        axes.annotate(
+            beside, (1, y), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8.5, color=INK
+        )
+    axes.set_yticks(range(len(others)), [fill(plain(arm), 20) for arm in others], fontsize=9)
+    axes.set_ylim(len(others) - 0.5, -0.5)
+    axes.margins(x=0.06)
+    # Small differences have long labels, and room for few of them.
+    axes.xaxis.set_major_locator(MaxNLocator(5 if np.ptp(axes.get_xlim()) > 0.02 else 3))
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    arrow = {"lower": "   (\u2190 better)", "higher": "   (better \u2192)", None: ""}[measured.better]
+    axes.set_xlabel(f"arm minus {plain(results.baseline)}, paired by seed{arrow}", color=INK, fontsize=9)
+    several = (table.loc[others, "pairs"] >= 2).any()
+    note = "dots: seeds; diamond and line: mean, 95% interval" if several else "dots: seeds; no interval from one seed"
+    _titles(axes, measured.label, note)
+    return figure
+
+
+def _rgb(pictures: np.ndarray) -> np.ndarray:
+    if pictures.dtype != np.uint8 or pictures.shape[-1] not in (1, 3):
+        raise InputError(f"pictures are {pictures.dtype} {pictures.shape}; wanted uint8, 1 or 3 channels last")
+    return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
+
+
+def _mosaic(pictures: np.ndarray, gap: int) -> np.ndarray:
+    """Return (rows, columns, h, w, c) pictures as one picture, with white gaps between them."""
+    rows, columns, height, width, _ = pictures.shape
+    whole = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
+    whole[:, :height, :, :width] = _rgb(pictures).transpose(0, 2, 1, 3, 4)
+    return whole.reshape(rows * (height + gap), columns * (width + gap), 3)[: -gap or None, : -gap or None]
+
+
+def _zoom(pixels: int, room: int) -> float:
+    """Return how much to enlarge `pixels` to fill `room`: whole numbers, so that no picture's pixels are uneven."""
+    zoom = min(4.0, room / pixels)
+    return float(int(zoom)) if zoom >= 1 else zoom
+
+
+def _place(figure: Figure, box: tuple[float, float, float, float], picture: np.ndarray) -> Axes:
+    """Put a picture at (left, top, width, height) in pixels of the figure."""
+    width, height = figure.get_size_inches() * DPI
+    left, top, w, h = box
+    axes = figure.add_axes((left / width, 1 - (top + h) / height, w / width, h / height))
+    axes.imshow(picture, aspect="auto", interpolation="nearest" if w >= picture.shape[1] else "antialiased")
+    axes.set_xticks([])
+    axes.tick_params(length=0, pad=5, labelsize=8.5, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def sample_grids(results: Results) -> Figure:
+    """Draw every arm's samples side by side, one class a row; column k has the same noise in every arm.
+
+    Shows the first 10 classes and 6 samples of each, and up to five arms in a row.
+    """
+    grids = {arm: results.samples[arm] for arm in results.arms if arm in results.samples}
+    if not grids:
+        raise InputError(f"study {results.study!r} has no samples")
+    grids = {arm: grid[:SHOWN_CLASSES, :SHOWN_PER_CLASS] for arm, grid in grids.items()}
+    classes, _, size, _, _ = next(iter(grids.values())).shape
+    gap = max(1, size // 14)
+    mosaics = {arm: _mosaic(grid, gap) for arm, grid in grids.items()}
+    names = [plain(results.class_names[k]) if k < len(results.class_names) else f"class {k}" for k in range(classes)]
+    across = min(5, len(mosaics))
+    margin, space, head, foot = 60 + 13 * max(map(len, names)), 44, 60, 24
+    native = next(iter(mosaics.values()))
+    zoom = _zoom(native.shape[1] * across, 2200 - margin - space * across)
+    width, height = round(native.shape[1] * zoom), round(native.shape[0] * zoom)
+    total = (margin + (width + space) * across, (head + height + foot) * -(-len(mosaics) // across))
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
+    for i, (arm, mosaic) in enumerate(mosaics.items()):
+        row, column = divmod(i, across)
+        left, top = margin + (width + space) * column, head + (head + height + foot) * row
+        axes = _place(figure, (left, top, width, height), mosaic)
+        axes.set_title(plain(arm), fontsize=9.5, color=INK, loc="left", pad=5)
+        middles = (np.arange(classes) + 0.5) * (size + gap) - gap / 2 - 0.5
+        axes.set_yticks(middles if column == 0 else [], names if column == 0 else [])
+    return figure
+
+
+def reconstructions(results: Results) -> Figure:
+    """Draw what the tokenizer makes of held-out images: one row a stage, one column an image."""
+    if not results.reconstructions:
+        raise InputError(f"study {results.study!r} has no reconstructions")
+    shown = {name: pictures[:SHOWN_RECONSTRUCTIONS] for name, pictures in results.reconstructions.items()}
+    first = next(iter(shown.values()))
+    if any(pictures.shape != first.shape for pictures in shown.values()):
+        raise InputError(f"reconstructions differ in shape: {[pictures.shape for pictures in shown.values()]}")
+    size = first.shape[1]
+    gap = max(1, size // 14)
+    mosaic = _mosaic(np.stack(list(shown.values())), gap)
+    margin, edge = 40 + 13 * max(map(len, shown)), 24
+    zoom = _zoom(mosaic.shape[1], 2200 - margin - edge)
+    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
+    figure = Figure(figsize=((margin + width + edge) / DPI, (height + 2 * edge) / DPI), dpi=DPI, facecolor="white")
+    axes = _place(figure, (margin, edge, width, height), mosaic)
+    axes.set_yticks((np.arange(len(shown)) + 0.5) * (size + gap) - gap / 2 - 0.5, [plain(name) for name in shown])
+    return figure

@@ -1,0 +1,107 @@
+"""A made-up study: what the runner would hand to reporting, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iar_study.study.results import Results
+
+ARMS = {
+    "baseline": "L_TCE alone, codes in their original order",
+    "rearranged": "L_TCE alone, codes rearranged by balanced k-means",
+    "blocks": "cluster loss over blocks of the original order",
+    "random": "cluster loss over random clusters",
+    "iar": "cluster loss over balanced k-means clusters (the paper's method)",
+}
+CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FINAL = {
+    "samples/fd_classifier": (41.0, 1.5),
+    "samples/class_agreement": (0.83, 0.01),
+    "val/token_nll": (3.412, 0.004),
+    "val/token_accuracy": (0.231, 0.002),
+    "val/cluster_nll": (1.904, 0.003),
+    "val/cluster_accuracy": (0.452, 0.002),
+    "val/right_cluster_if_wrong": (0.287, 0.003),
+    "val/right_cluster_by_chance": (0.0294, 0.0),
+}
+GAIN = {"rearranged": 0.0, "blocks": -0.5, "random": -2.0, "iar": 4.0}
+
+
+def make_results(
+    arms: dict[str, str] | None = None, seeds: tuple[int, ...] = (0, 1), study: str = "components", channels: int = 1
+) -> Results:
+    """Return made-up results; the last arm of five is better in likelihood, the others hardly differ."""
+    arms = ARMS if arms is None else arms
+    rng = np.random.default_rng(0)
+    final, curves = [], []
+    for index, arm in enumerate(arms):
+        gain = list(GAIN.values())[index - 1] if 0 < index <= len(GAIN) else 0.0
+        for seed in seeds:
+            shared = np.random.default_rng(seed).normal()
+            trial = sha256(f"{arm} {seed}".encode()).hexdigest()
+            run_id = trial[32:]
+            for metric, (level, spread) in FINAL.items():
+                better = -1 if "nll" in metric or "fd" in metric else 1
+                value = level + spread * (1.5 * shared + better * gain + 0.15 * rng.normal() * (spread > 0))
+                final.append((arm, seed, trial, run_id, metric, value))
+            for metric in ("val/token_nll", "val/cluster_accuracy", "train/token_nll"):
+                for step in range(0, 501, 100):
+                    if metric == "val/cluster_accuracy":
+                        value = 0.45 - 0.42 * np.exp(-step / 120) + 0.002 * gain * step / 500
+                    else:
+                        value = 3.41 + 2.83 * np.exp(-step / 110) - 0.004 * gain * step / 500
+                    value += 0.004 * shared + 0.002 * rng.normal()
+                    curves.append((arm, seed, trial, step, metric, value))
+
+    def pictures(*shape: int) -> np.ndarray:
+        coarse = rng.integers(0, 256, (*shape, 7, 7, channels), dtype=np.uint8)
+        return coarse.repeat(4, axis=-3).repeat(4, axis=-2)
+
+    decoded = pictures(12)
+    return Results(
+        study=study,
+        question="Which part of IAR does the work: the order of the codes, the cluster loss, or both together?",
+        claim="The cluster-oriented loss over similar codes significantly enhances the generation quality.",
+        baseline=next(iter(arms)),
+        arms=arms,
+        profile="quick",
+        scale={
+            "data set": "fashion-mnist",
+            "images": "60,000 for training, 10,000 held out, 10 classes",
+            "image size": "28 x 28 pixels, 1 channel(s)",
+            "tokenizer": "512 codes of dimension 8, 7 x 7 = 49 tokens an image",
+            "model": "GPT, 0.28 M weights: 4 layers, 4 heads, width 64",
+            "training": "500 steps of 64 images (1.6 M tokens), learning rate 0.004, cosine decay",
+            "evaluation": "2,000 held-out images; 2,000 samples, guidance 2, no top-k or top-p; 32 balanced clusters",
+            "seeds": ", ".join(map(str, seeds)),
+            "computed in": "float32 on cpu, 1 thread(s) a trial",
+            "code": "commit 0123456789",
+        },
+        final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
+        curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
+        missing=pd.DataFrame([], columns=["arm", "seed", "status"]),
+        class_names=CLASSES,
+        samples_seed=seeds[0],
+        samples={arm: pictures(10, 6) for arm in arms},
+        reconstructions={
+            "originals": pictures(12),
+            "decoded": decoded,
+            "decoded after rearrangement": decoded.copy(),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Results]:
+    """The builder itself, for tests that change something."""
+    return make_results
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    return make_results()

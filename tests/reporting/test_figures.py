@@ -1,0 +1,172 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from iar_study.errors import InputError
+from iar_study.reporting import figures
+
+NLL = "val/token_nll"
+
+
+def texts(figure):
+    figure.draw_without_rendering()
+    return [text.get_text() for axes in figure.axes for text in (*axes.texts, *axes.get_yticklabels(), axes.title)]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_colors_belong_to_arms(results):
+    colors = figures.arm_colors(results)
+    assert list(colors) == list(results.arms)
+    assert len({to_hex(color) for color in colors.values()}) == 5
+    fewer = replace(results, arms={arm: results.arms[arm] for arm in ("baseline", "rearranged", "blocks")})
+    assert figures.arm_colors(fewer) == {arm: colors[arm] for arm in fewer.arms}
+
+
+def test_curves_of_two_seeds_show_the_seeds_and_no_band(results):
+    figure = figures.curves(results, NLL)
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    assert len(axes.lines) == 5 * 3
+    assert not axes.collections
+    assert legend(figure) == list(results.arms)
+    assert "thick: mean over seeds; thin: single seeds" in texts(figure)
+    rows = results.curves[(results.curves["metric"] == NLL) & (results.curves["arm"] == "baseline")]
+    mean = rows.groupby("step")["value"].mean()
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), mean)
+
+
+def test_curves_of_three_seeds_have_a_band(build):
+    figure = figures.curves(build(seeds=(0, 1, 2)), NLL)
+    assert len(figure.axes[0].collections) == 5
+    assert len(figure.axes[0].lines) == 5
+    assert "thick: mean over seeds; band: 95% interval" in texts(figure)
+
+
+def test_curves_of_one_seed_say_so(build):
+    figure = figures.curves(build(seeds=(4,)), NLL)
+    assert len(figure.axes[0].lines) == 5
+    assert "one seed: no interval" in texts(figure)
+
+
+def test_a_diverged_seed_ends_the_mean_and_the_band(build):
+    results = build(seeds=(0, 1, 2))
+    curves = results.curves.copy()
+    curves.loc[(curves["arm"] == "iar") & (curves["seed"] == 1) & (curves["step"] > 200), "value"] = np.nan
+    figure = figures.curves(replace(results, curves=curves), NLL)
+    axes = figure.axes[0]
+    assert len(axes.collections) == 4
+    assert axes.lines[-1].get_xdata().tolist() == [0, 100, 200]
+    assert "thick: mean over seeds; band: 95% interval; thin: single seeds" in texts(figure)
+
+
+def test_curves_of_differences_are_paired(results):
+    figure = figures.curves(results, NLL, differences=True)
+    assert legend(figure) == ["rearranged", "blocks", "random", "iar"]
+    wide = results.curves[results.curves["metric"] == NLL].pivot(index="step", columns=["arm", "seed"], values="value")
+    expected = (wide["iar"] - wide["baseline"]).mean(axis=1)
+    np.testing.assert_allclose(figure.axes[0].lines[-2].get_ydata(), expected)
+
+
+def test_comparison_shows_seeds_means_and_findings(results):
+    figure = figures.comparison(results, "samples/fd_classifier")
+    axes = figure.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [2] * 4
+    assert sum(line.get_marker() == "D" for line in axes.lines) == 4
+    assert {"better", "worse", "inconclusive", "iar", "random"} <= set(texts(figure))
+    assert "better" in axes.get_xlabel()
+
+
+def test_comparison_of_one_seed_draws_no_interval(build):
+    figure = figures.comparison(build(seeds=(0,)), NLL)
+    assert not [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert "dots: seeds; no interval from one seed" in texts(figure)
+
+
+def test_comparison_without_a_trial_says_so(results):
+    final = results.final[results.final["arm"] != "blocks"]
+    assert "no pair of seeds" in texts(figures.comparison(replace(results, final=final), NLL))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_grids_place_every_pixel(build, channels):
+    results = build(channels=channels)
+    figure = figures.sample_grids(results)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(results.arms)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(results.class_names)
+    mosaic = figure.axes[1].images[0].get_array()
+    first = results.samples["rearranged"][0, 0]
+    np.testing.assert_array_equal(mosaic[:28, :28], np.broadcast_to(first, (28, 28, 3)))
+    np.testing.assert_array_equal(
+        mosaic[30:58, 60:88], np.broadcast_to(results.samples["rearranged"][1, 2], (28, 28, 3))
+    )
+    figure.canvas.draw()
+    box = figure.axes[1].get_window_extent()
+    assert box.width / mosaic.shape[1] == pytest.approx(round(box.width / mosaic.shape[1]))
+
+
+def test_sample_grids_bound_the_size_of_large_pictures(results):
+    samples = {arm: np.zeros((20, 9, 256, 256, 3), np.uint8) for arm in ("baseline", "iar")}
+    figure = figures.sample_grids(replace(results, samples=samples))
+    assert figure.axes[0].images[0].get_array().shape[0] < 11 * 280
+    assert (figure.get_size_inches() * figures.DPI < 2500).all()
+    assert figure.axes[0].get_yticklabels()[9].get_text() == "Ankle boot"
+
+
+def test_sample_grids_name_classes_without_a_name(results):
+    figure = figures.sample_grids(replace(results, class_names=()))
+    assert figure.axes[0].get_yticklabels()[3].get_text() == "class 3"
+
+
+def test_reconstructions(results):
+    figure = figures.reconstructions(results)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["originals", "decoded", "decoded after rearrangement"]
+    picture = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(picture[30:58], picture[60:88])
+
+
+def test_odd_names_are_drawn_as_they_are(build):
+    names = {"_base": "", "$x_1$ {": "", "50% <script>": ""}
+    results = build(arms=names)
+    for figure in (figures.curves(results, NLL), figures.comparison(results, NLL), figures.sample_grids(results)):
+        figure.canvas.draw()
+    assert len(legend(figures.curves(results, NLL))) == 3
+    assert r"\$x_1\$ {" in texts(figures.comparison(results, NLL))
+
+
+def test_many_arms_have_styles_of_their_own(build):
+    results = build(arms={f"k{i}": "" for i in range(14)})
+    axes = figures.curves(results, NLL).axes[0]
+    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}) == 14
+
+
+def test_nothing_to_draw_is_an_input_error(results):
+    with pytest.raises(InputError, match="no curve of 'train/loss'"):
+        figures.curves(results, "train/loss")
+    with pytest.raises(InputError, match="unknown metric"):
+        figures.comparison(results, "val/nll")
+    with pytest.raises(InputError, match="no arm beside its baseline"):
+        figures.comparison(replace(results, arms={"baseline": ""}), NLL)
+    with pytest.raises(InputError, match="no samples"):
+        figures.sample_grids(replace(results, samples={}))
+    with pytest.raises(InputError, match="no reconstructions"):
+        figures.reconstructions(replace(results, reconstructions={}))
+    with pytest.raises(InputError, match="wanted uint8"):
+        figures.reconstructions(replace(results, reconstructions={"a": np.zeros((2, 4, 4, 1))}))
+
+
+def test_no_figure_stays_open():
+    code = (
+        "import matplotlib as m; before = dict(m.rcParams); import iar_study.reporting.figures, matplotlib.pyplot as p"
+    )
+    code += "; assert not p.get_fignums() and dict(m.rcParams) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)

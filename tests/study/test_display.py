@@ -1,0 +1,25 @@
+"""Progress where nobody watches: plain lines, few of them, with an estimated end."""
+
+from iar_study.study import display
+from iar_study.study.display import Display
+
+
+def test_plain_lines_tell_what_how_far_and_when(capsys, monkeypatch):
+    clock = iter([0.0, 5.0, 20.0, 40.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    with Display() as shown:
+        shown.update("training", 0, 100)
+        shown.update("training", 10, 100)  # too soon for another line
+        shown.update("training", 50, 100, "loss 1.2")
+        shown.update("training", 100, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 0/100",
+        "training: 50/100  about 20 s left  loss 1.2",
+        "training: 100/100  done in 40 s",
+    ]
+
+
+def test_lines_are_shown_as_they_are(capsys):
+    with Display() as shown:
+        shown.say("[red]brackets[/red] and " + "long " * 40)
+    assert capsys.readouterr().err.strip() == ("[red]brackets[/red] and " + "long " * 40).strip()

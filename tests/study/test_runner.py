@@ -1,0 +1,171 @@
+"""The main job in small: run a study, find it in MLflow, read its results, and run it again for nothing."""
+
+import numpy as np
+import papermill
+import pytest
+from mlflow import MlflowClient
+
+from iar_study.errors import InputError
+from iar_study.evaluation.metrics import METRICS
+from iar_study.reporting.report import write_report
+from iar_study.storage import load_arrays
+from iar_study.study.display import Display
+from iar_study.study.results import load_results
+from iar_study.study.runner import run_study
+from iar_study.study.study import load_profile, load_study
+from iar_study.study.tracking import store_uri
+from iar_study.study.workspace import Workspace
+from tests.study.conftest import ROOT, make_workspace
+
+SMALL = {
+    "tokenizer.steps": 30,
+    "classifier.steps": 30,
+    "train.steps": 20,
+    "train.log_every": 10,
+    "evaluation.every": 10,
+    "evaluation.images": 100,
+    "evaluation.samples": 100,
+}
+ARMS = ["baseline", "rearranged", "iar"]
+
+
+def run(workspace: Workspace, **changes):
+    study = load_study(workspace.experiments, "components")
+    profile = load_profile(workspace.experiments, "smoke")
+    with Display() as display:
+        return run_study(
+            study, profile, workspace, display, **{"seeds": [0, 1], "arms": ARMS, "settings": SMALL, **changes}
+        )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    workspace = make_workspace(tmp_path_factory.mktemp("workspace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return workspace, run(workspace)
+
+
+def test_every_trial_is_run(done):
+    _, outcome = done
+    assert (outcome.trained, outcome.found, outcome.failed) == (6, 0, {})
+
+
+def test_a_second_run_trains_nothing(done):
+    workspace, _ = done
+    files = sorted(workspace.trials.rglob("*"))
+    before = [path.stat().st_mtime_ns for path in files]
+    outcome = run(workspace)
+    assert (outcome.trained, outcome.found) == (0, 6)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_results_are_tidy_and_whole(done):
+    workspace, _ = done
+    results = load_results(workspace, "components")
+    assert list(results.arms) == ARMS
+    assert results.missing.empty
+    assert set(results.final.metric) == {name for name in METRICS if name.startswith(("val/", "samples/"))}
+    assert (results.final.groupby(["arm", "seed"]).size() == results.final.metric.nunique()).all()
+    assert set(results.curves.step) == {10, 20}
+    assert set(results.curves.metric) <= set(METRICS)
+    assert {name: grid.shape for name, grid in results.samples.items()} == {arm: (10, 8, 8, 8, 1) for arm in ARMS}
+    assert results.scale["data set"] == "digits"
+
+
+def test_decoding_after_rearrangement_is_bit_identical(done):
+    workspace, _ = done
+    pictures = load_results(workspace, "components").reconstructions
+    np.testing.assert_array_equal(pictures["decoded"], pictures["decoded after rearrangement"])
+    assert (pictures["decoded"] != pictures["originals"]).any()
+
+
+def test_rearrangement_alone_gives_the_baselines_losses_to_rounding(done):
+    workspace, _ = done
+    results = load_results(workspace, "components")
+    losses = results.curves[results.curves.metric == "train/token_nll"].pivot_table(
+        index=["seed", "step"], columns="arm", values="value"
+    )
+    np.testing.assert_allclose(losses["rearranged"], losses["baseline"], rtol=1e-4)
+    assert (np.abs(losses["iar"] - losses["baseline"]) > 1e-4).any()
+
+
+def test_mlflow_holds_a_parent_and_a_nested_run_per_trial_with_every_point_once(done):
+    workspace, _ = done
+    client = MlflowClient(store_uri(workspace))
+    experiment = client.get_experiment_by_name("components")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if run.data.tags["kind"] == "study"]
+    trials = [run for run in runs if run.data.tags["kind"] == "trial"]
+    assert (len(parents), len(trials)) == (1, 6)
+    results = load_results(workspace, "components")
+    for trial in trials:
+        assert trial.info.status == "FINISHED"
+        assert trial.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert trial.data.tags["code_commit"]
+        assert trial.data.params["train.steps"] == "20"
+        (data,) = trial.inputs.dataset_inputs
+        assert results.scale["data digest"] == data.dataset.digest
+        history = client.get_metric_history(trial.info.run_id, "val/token_nll")
+        assert [point.step for point in history] == [10, 20]
+        ours = results.final[results.final.run_id == trial.info.run_id].set_index("metric").value
+        assert trial.data.metrics["samples/fd_classifier"] == ours["samples/fd_classifier"]
+        assert {file.path for file in client.list_artifacts(trial.info.run_id)} == {
+            "samples.png",
+            "codebook.safetensors",
+            "trial.json",
+        }
+
+
+def test_a_trial_that_lost_its_result_goes_on_and_ends_the_same(done, tmp_path):
+    workspace, _ = done
+    before = load_results(workspace, "components")
+    (trial,) = before.final[(before.final.arm == "iar") & (before.final.seed == 0)].trial.unique()
+    folder = workspace.trials / trial
+    weights = load_arrays(folder / "weights.safetensors")[0]
+    for name in ("result.json", "weights.safetensors", "journal.jsonl"):
+        (folder / name).unlink()
+    assert run(workspace).trained == 1
+    again = load_results(workspace, "components")
+    clock = "train/tokens_per_second"
+    assert before.final.equals(again.final)
+    assert before.curves[before.curves.metric != clock].equals(again.curves[again.curves.metric != clock])
+    for name, array in load_arrays(folder / "weights.safetensors")[0].items():
+        np.testing.assert_array_equal(array, weights[name])
+
+
+def test_a_cluster_count_that_does_not_divide_is_refused_before_any_training(workspace):
+    with pytest.raises(InputError, match="7 does not divide the 64 codes"):
+        run(workspace, settings={**SMALL, "clustering.n_clusters": 7})
+    assert not workspace.trials.exists()
+
+
+def test_a_study_that_was_not_run_is_named(workspace):
+    with pytest.raises(InputError, match=r"no results of study 'components'.*iar-study run components"):
+        load_results(workspace, "components")
+
+
+def test_a_diverged_trial_is_a_result(workspace):
+    outcome = run(
+        workspace, seeds=[0], arms=["baseline"], settings={**SMALL, "train.lr": 1e38, "train.warmup_steps": 0}
+    )
+    assert outcome.failed == {}
+    results = load_results(workspace, "components")
+    assert results.missing.status.tolist() == ["diverged"]
+
+
+def test_the_notebook_runs_on_these_results(done, monkeypatch, tmp_path):
+    workspace, _ = done
+    monkeypatch.chdir(workspace.root)
+    notebook = papermill.execute_notebook(
+        str(ROOT / "notebooks" / "02_ablations.ipynb"), str(tmp_path / "out.ipynb"), progress_bar=False
+    )
+    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 3
+
+
+def test_the_report_of_these_results_is_written(done, tmp_path):
+    workspace, _ = done
+    page = write_report(load_results(workspace, "components"), tmp_path)
+    assert "rearranged" in page.read_text()
+    assert page.with_name("index.md").exists()

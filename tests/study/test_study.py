@@ -1,0 +1,89 @@
+"""The registry: every file gives a study whose arms fit every profile; mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from iar_study.config import TrialConfig
+from iar_study.errors import InputError
+from iar_study.study.study import Arm, Study, arm_config, load_profile, load_profiles, load_studies, load_study
+from iar_study.study.workspace import Workspace
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+STUDIES, PROFILES = load_studies(EXPERIMENTS), load_profiles(EXPERIMENTS)
+
+
+def test_the_registry_holds_the_ablations_of_the_paper():
+    assert {"components", "cluster-count", "balance", "loss-weight"} <= set(STUDIES)
+    assert {"smoke", "quick", "full"} <= set(PROFILES)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda s: s.name)
+def test_every_arm_fits_every_profile(study, profile):
+    for arm in study.arms:
+        config = arm_config(arm, profile.config, seed=3)
+        assert config.seed == 3
+        if config.clustering.strategy not in ("none", "plain"):
+            assert config.tokenizer.codebook_size % config.clustering.n_clusters == 0
+        assert config.tokenizer.codebook_size % config.evaluation.clusters == 0
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda s: s.name)
+def test_arms_differ_in_what_the_study_varies_alone(study):
+    for arm in study.arms:
+        assert all(key.startswith(("clustering.", "loss.")) for key in arm.settings), arm
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda p: p.name)
+def test_a_study_is_a_short_file(path):
+    if path.name != "profiles.py":
+        assert len(path.read_text().splitlines()) <= 30
+
+
+def test_a_new_study_needs_no_other_file(workspace):
+    (workspace.experiments / "mine.py").write_text(
+        "from iar_study.study import Arm, Study\n"
+        "study = Study('mine', 'Why?', 'Because.', 'a', (Arm('a', 'first'), Arm('b', 'second', {'train.lr': 1e-3})))\n"
+    )
+    study = load_study(workspace.experiments, "mine")
+    assert arm_config(study.arm("b"), TrialConfig(), 0).train.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing = 1", "defines no `study"),
+        ("import nothing_like_it", "does not run: ModuleNotFoundError"),
+        ("from iar_study.study import Study; study = Study('x', '', '', 'a', ())", "has no arm 'a'"),
+    ],
+)
+def test_a_broken_file_is_named(workspace, text, message):
+    (workspace.experiments / "broken.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_studies(workspace.experiments)
+
+
+def test_unknown_names_lead_to_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'components'"):
+        load_study(EXPERIMENTS, "component")
+    with pytest.raises(InputError, match="did you mean 'quick'"):
+        load_profile(EXPERIMENTS, "quik")
+    with pytest.raises(InputError, match="did you mean 'random'"):
+        STUDIES["components"].arm("randm")
+
+
+def test_an_arm_named_twice_is_refused():
+    with pytest.raises(InputError, match="twice"):
+        Study("x", "", "", "a", (Arm("a", ""), Arm("a", "")))
+
+
+def test_a_workspace_is_found_from_below(workspace):
+    below = workspace.root / "a" / "b"
+    below.mkdir(parents=True)
+    assert Workspace.find(below).root == workspace.root.resolve()
+
+
+def test_outside_a_workspace_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="change into a clone"):
+        Workspace.find(tmp_path)
