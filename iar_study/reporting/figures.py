@@ -1,11 +1,12 @@
 """Figures of a study's results. Every function takes a `Results` and returns a Matplotlib `Figure`.
 
-Figures are made without pyplot, so nothing global changes and nothing stays open:
-`figures.curves(results, "val/token_nll")` as the last line of a notebook cell shows it.
+Figures are made without pyplot, so nothing global changes and nothing stays open; as the last line of a notebook cell,
+`figures.curves(results, "val/token_nll")` shows itself.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from itertools import cycle
 from textwrap import fill
 from typing import Any
@@ -23,11 +24,23 @@ from iar_study.study.results import Results
 from iar_study.study.statistics import compare_with_baseline, mean_interval, metric_named, paired_differences
 
 DPI = 200
+ROOM = 2600
+"""Pixels that a figure of pictures may be wide."""
 INK, FAINT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BASELINE_COLOR = "#333333"
 BAND_FROM = 3
 """Seeds from which on a curve gets a 95% band: with two the t quantile is 12.7, and a band says nothing."""
 SHOWN_CLASSES, SHOWN_PER_CLASS, SHOWN_RECONSTRUCTIONS = 10, 6, 12
+
+
+class Drawing(Figure):
+    """A figure that a notebook shows by itself: without pyplot nothing else would tell it how."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        png = BytesIO()
+        self.savefig(png, format="png")
+        width, height = (round(side * DPI / 2) for side in self.get_size_inches())
+        return png.getvalue(), {"width": width, "height": height}
 
 
 def arm_colors(results: Results) -> dict[str, Any]:
@@ -38,11 +51,13 @@ def arm_colors(results: Results) -> dict[str, Any]:
     return {arm: BASELINE_COLOR if arm == results.baseline else next(colors) for arm in results.arms}
 
 
-def _line_styles(results: Results) -> dict[str, Any]:
-    """Solid lines, until the colours come round again."""
+def _line_styles(results: Results) -> dict[str, dict[str, Any]]:
+    """Solid lines until the colours come round again; the baseline dashed and on top, to show what lies under it."""
     others = [arm for arm in results.arms if arm != results.baseline]
-    styles = {arm: ("-", "--", ":", "-.")[i // 8 % 4] for i, arm in enumerate(others)}
-    return styles | {results.baseline: "-"}
+    styles: dict[str, dict[str, Any]] = {
+        arm: {"linestyle": ("-", ":", "-.")[i // 8 % 3]} for i, arm in enumerate(others)
+    }
+    return styles | {results.baseline: {"linestyle": (0, (4, 2)), "zorder": 3}}
 
 
 def plain(text: str) -> str:
@@ -51,7 +66,7 @@ def plain(text: str) -> str:
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Drawing(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_facecolor("white")
     axes.spines[["top", "right"]].set_visible(False)
@@ -97,7 +112,7 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
     figure, axes = _new(4.6, 3.3)
     banded = []
     for arm, wide in by_arm.items():
-        look: dict[str, Any] = {"color": colors[arm], "linestyle": styles[arm]}
+        look = {"color": colors[arm], **styles[arm]}
         whole = wide.dropna()
         if wide.shape[1] >= BAND_FROM and len(whole) == len(wide):
             intervals = [mean_interval(row) for row in whole.to_numpy()]
@@ -108,7 +123,7 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
             axes.plot(wide.index, wide.to_numpy(), linewidth=0.7, alpha=0.55, **look)
         axes.plot(whole.index, whole.mean(axis="columns"), linewidth=1.9, **look)
     if differences:
-        axes.axhline(0, color=BASELINE_COLOR, linewidth=1)
+        axes.axhline(0, color=BASELINE_COLOR, linewidth=1, zorder=1)
     axes.margins(x=0.02)
     axes.set_xlabel("training step", color=INK, fontsize=9)
     single = all(wide.shape[1] == 1 for wide in by_arm.values())
@@ -119,12 +134,12 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
     note = "one seed: no interval" if single else f"thick: mean over seeds; {spread}"
     title = f"{label}, difference from {plain(results.baseline)}" if differences else label
     _titles(axes, title, note)
-    handles = [Line2D([], [], color=colors[arm], linestyle=styles[arm], linewidth=2.2) for arm in by_arm]
+    handles = [Line2D([], [], color=colors[arm], linewidth=2.2, **styles[arm]) for arm in by_arm]
     # A leading underscore would hide an arm from the legend; a zero-width space before it does not show.
     names = [f"\u200b{plain(arm)}" if arm.startswith("_") else plain(arm) for arm in by_arm]
     columns = min(len(names), max(1, 54 // (5 + max(map(len, names)))))
     figure.legend(
-        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.6
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.8
     )
     return figure
 
@@ -213,10 +228,10 @@ def sample_grids(results: Results) -> Figure:
     across = min(5, len(mosaics))
     margin, space, head, foot = 60 + 13 * max(map(len, names)), 44, 60, 24
     native = next(iter(mosaics.values()))
-    zoom = _zoom(native.shape[1] * across, 2200 - margin - space * across)
+    zoom = _zoom(native.shape[1] * across, ROOM - margin - space * across)
     width, height = round(native.shape[1] * zoom), round(native.shape[0] * zoom)
     total = (margin + (width + space) * across, (head + height + foot) * -(-len(mosaics) // across))
-    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
+    figure = Drawing(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     for i, (arm, mosaic) in enumerate(mosaics.items()):
         row, column = divmod(i, across)
         left, top = margin + (width + space) * column, head + (head + height + foot) * row
@@ -239,9 +254,9 @@ def reconstructions(results: Results) -> Figure:
     gap = max(1, size // 14)
     mosaic = _mosaic(np.stack(list(shown.values())), gap)
     margin, edge = 40 + 13 * max(map(len, shown)), 24
-    zoom = _zoom(mosaic.shape[1], 2200 - margin - edge)
+    zoom = _zoom(mosaic.shape[1], ROOM - margin - edge)
     width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
-    figure = Figure(figsize=((margin + width + edge) / DPI, (height + 2 * edge) / DPI), dpi=DPI, facecolor="white")
+    figure = Drawing(figsize=((margin + width + edge) / DPI, (height + 2 * edge) / DPI), dpi=DPI, facecolor="white")
     axes = _place(figure, (margin, edge, width, height), mosaic)
     axes.set_yticks((np.arange(len(shown)) + 0.5) * (size + gap) - gap / 2 - 0.5, [plain(name) for name in shown])
     return figure

@@ -84,7 +84,7 @@ def _scale_in_short(results: Results) -> str:
     model = str(scale.get("model", "model size not stated")).partition(":")[0]
     parts = [size, model, _count(len(_seeds(results)), "seed")]
     if len(results.missing):
-        asked = len(results.missing) + results.final[["arm", "seed"]].drop_duplicates().shape[0]
+        asked = len(pd.concat([results.final, results.missing])[["arm", "seed"]].drop_duplicates())
         counts = results.missing["status"].value_counts().sort_index()
         parts.append(f"of {asked} trials " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     return f"{scale.get('data set', 'a data set not stated')} ({'; '.join(parts)})"

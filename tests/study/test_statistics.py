@@ -131,7 +131,7 @@ def test_paired_differences():
 whole_numbers = st.lists(st.tuples(*[st.integers(-1000, 1000)] * 2), min_size=2, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(whole_numbers, st.integers(-1000, 1000))
 def test_a_shift_of_both_changes_nothing(pairs, shift):
     base, arm = np.array(pairs, dtype=float).T
@@ -140,7 +140,7 @@ def test_a_shift_of_both_changes_nothing(pairs, shift):
     assert after["difference_low"] == pytest.approx(before["difference_low"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(whole_numbers)
 def test_the_other_sign_is_the_other_finding(pairs):
     base, arm = np.array(pairs, dtype=float).T
