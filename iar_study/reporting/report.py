@@ -258,13 +258,6 @@ def _file(kind: str, metric: str) -> str:
     return f"{kind}-{metric.replace('/', '-')}.png"
 
 
-def _command(results: Results) -> str:
-    words = ["iar-study", "run", results.study, "--profile", results.profile, "--seeds", *map(str, _seeds(results))]
-    if results.settings:
-        words += ["--set", *(f"{key}={value}" for key, value in results.settings.items())]
-    return shlex.join(words)
-
-
 def _context(results: Results) -> dict[str, Any]:
     tables = _tables(results)
     shown = [entry["key"] for entry in tables["compared"]]
@@ -282,7 +275,6 @@ def _context(results: Results) -> dict[str, Any]:
         "scale": {"profile": results.profile, **results.scale},
         "missing": _in_order(results, results.missing).to_dict("records"),
         "trials": _in_order(results, trials).to_dict("records"),
-        "command": _command(results),
         "published": published,
     }
 

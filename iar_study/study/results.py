@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import METRICS
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
@@ -22,6 +24,7 @@ class Results:
     ----------
     arms : arm name -> what it varies, in the study's order; the first key need not be the baseline.
     settings : dotted keys that were changed on top of the profile.
+    command : the command line that makes these results.
     scale : label -> text or number: what was run, on what data, at which size, on which machine.
     final : tidy frame, one row per trial and metric: arm, seed, trial (hash), run_id (MLflow), metric, value.
     curves : tidy frame, one row per trial, metric and training step: arm, seed, trial, step, metric, value.
@@ -41,6 +44,7 @@ class Results:
     curves: pd.DataFrame
     missing: pd.DataFrame
     settings: dict[str, str] = field(default_factory=dict)
+    command: str = ""
     class_names: tuple[str, ...] = ()
     samples_seed: int = 0
     samples: dict[str, np.ndarray] = field(default_factory=dict)
@@ -70,12 +74,13 @@ def load_results(workspace: Workspace, study: str) -> Results:
         result: dict[str, Any] = {"status": "not finished", "metrics": {}}
         if is_finished(folder):
             result = read_json(folder / "result.json")
+        metrics = result["metrics"]
+        if result["status"] == "diverged":
+            # An arm must not look better for the seeds that it lost.
+            metrics = {name: float("nan") for name in METRICS if name.startswith(("val/", "samples/"))}
         if result["status"] != "finished":
             missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"]})
-        final += [
-            {**key, "run_id": trial["run_id"], "metric": name, "value": value}
-            for name, value in result["metrics"].items()
-        ]
+        final += [{**key, "run_id": trial["run_id"], "metric": name, "value": value} for name, value in metrics.items()]
         if is_finished(folder):
             curves += [
                 {**key, "step": point["step"], "metric": name, "value": value}
@@ -96,6 +101,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         arms={name: text for name, text in manifest["arms"] if name in asked},
         profile=manifest["profile"],
         settings=manifest["settings"],
+        command=_command(manifest, seeds),
         scale=_scale(about, seeds),
         final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
@@ -109,6 +115,16 @@ def load_results(workspace: Workspace, study: str) -> Results:
             "decoded after rearrangement": reference["rearranged"],
         },
     )
+
+
+def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
+    words = ["iar-study", "run", manifest["study"], "--profile", manifest["profile"], "--seeds", *map(str, seeds)]
+    arms = list(dict.fromkeys(trial["arm"] for trial in manifest["trials"]))
+    if len(arms) < len(manifest["arms"]):
+        words += ["--arms", *arms]
+    if manifest["settings"]:
+        words += ["--set", *(f"{key}={value}" for key, value in manifest["settings"].items())]
+    return shlex.join(words)
 
 
 def _samples(trials: list[dict[str, Any]], seed: int, workspace: Workspace) -> dict[str, np.ndarray]:
@@ -127,10 +143,12 @@ def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | flo
     grid = data["image_size"] // config["tokenizer.patch"]
     code, environment = about["code"], about["environment"]
     tokens = config["train.steps"] * config["train.batch_size"] * grid**2
+    colours = "grey" if data["channels"] == 1 else "colour"
+    threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     return {
         "data set": data["name"],
         "images": f"{data['train_images']:,} for training, {data['test_images']:,} held out, {data['classes']} classes",
-        "image size": f"{data['image_size']} x {data['image_size']} pixels, {data['channels']} channel(s)",
+        "image size": f"{data['image_size']} x {data['image_size']} pixels, {colours}",
         "data digest": data["digest"][:16],
         "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
         f"{grid} x {grid} = {grid**2} tokens an image",
@@ -146,8 +164,8 @@ def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | flo
         f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; "
         f"judged by {config['evaluation.clusters']} balanced clusters",
         "seeds": ", ".join(map(str, seeds)),
-        "computed in": f"{config['compute.precision']} on {config['compute.device']}, {config['compute.threads']} "
-        f"thread(s) a trial{', compiled' if config['compute.compile'] else ''}",
+        "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
+        f"{', compiled' if config['compute.compile'] else ''}",
         "code": f"commit {code['commit'][:10]}{' with uncommitted changes' if code['dirty'] else ''}",
         "environment": f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
         f"({environment['cpu_capability']})",

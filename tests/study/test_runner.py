@@ -1,10 +1,13 @@
 """The main job in small: run a study, find it in MLflow, read its results, and run it again for nothing."""
 
+import shlex
+
 import numpy as np
 import papermill
 import pytest
 from mlflow import MlflowClient
 
+from iar_study.cli import build_parser
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS
 from iar_study.reporting.report import write_report
@@ -71,6 +74,15 @@ def test_results_are_tidy_and_whole(done):
     assert set(results.curves.metric) <= set(METRICS)
     assert {name: grid.shape for name, grid in results.samples.items()} == {arm: (10, 8, 8, 8, 1) for arm in ARMS}
     assert results.scale["data set"] == "digits"
+
+
+def test_the_results_tell_the_command_that_makes_them(done):
+    workspace, _ = done
+    words = shlex.split(load_results(workspace, "components").command)
+    assert words[:7] == ["iar-study", "run", "components", "--profile", "smoke", "--seeds", "0"]
+    asked = build_parser().parse_args(words[1:])
+    assert (asked.seeds, asked.arms) == ([0, 1], ARMS)
+    assert dict(item.split("=") for item in asked.settings) == {key: str(value) for key, value in SMALL.items()}
 
 
 def test_decoding_after_rearrangement_is_bit_identical(done):
@@ -152,6 +164,8 @@ def test_a_diverged_trial_is_a_result(workspace):
     assert outcome.failed == {}
     results = load_results(workspace, "components")
     assert results.missing.status.tolist() == ["diverged"]
+    assert len(results.final) > 0
+    assert results.final.value.isna().all()
 
 
 def test_the_notebook_runs_on_these_results(done, monkeypatch, tmp_path):
