@@ -111,7 +111,7 @@ class TrainConfig:
 class EvaluationConfig:
     """What is measured on held-out images and on samples, the same for every arm of a study."""
 
-    every: Count = 200
+    every: Count = 250
     """Training steps between two validations."""
     images: Count = 2000
     """Held-out images (the first ones of the test split) that the likelihoods are measured on."""

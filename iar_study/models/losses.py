@@ -4,7 +4,8 @@ With token logits y, target t and clusters B_j = [b_j, b_{j+1}) of the rearrange
 
     c_j = logsumexp(y[B_j])         L_TCE = logsumexp(y) - y[t]         L_CCE = logsumexp(c) - c[j(t)]
 
-As logsumexp(c) = logsumexp(y), one pass over the logits gives both losses.
+With p = softmax(y) this is L_TCE = -log p[t] and L_CCE = -log sum of p over t's own cluster, so one log-softmax and a
+look at a single cluster give both.
 """
 
 from __future__ import annotations
@@ -19,19 +20,6 @@ def cluster_of_token(boundaries: Tensor) -> Tensor:
     """Return the cluster of every token, int64 (N,), for boundaries int64 (n + 1,)."""
     sizes = boundaries.diff()
     return torch.repeat_interleave(torch.arange(len(sizes), device=boundaries.device), sizes)
-
-
-def cluster_logits(logits: Tensor, boundaries: Tensor) -> Tensor:
-    """Return c_j = logsumexp of the logits of cluster j: float (..., N) -> (..., n)."""
-    sizes = boundaries.diff()
-    if int(sizes.min()) == int(sizes.max()):
-        return logits.unflatten(-1, (len(sizes), -1)).logsumexp(-1)
-    label = cluster_of_token(boundaries).expand(logits.shape)
-    shape = (*logits.shape[:-1], len(sizes))
-    # Each cluster's own maximum is taken out, so that a cluster far below the best one keeps its digits.
-    top = logits.new_full(shape, -torch.inf).scatter_reduce(-1, label, logits.detach(), "amax")
-    shifted = (logits - top.gather(-1, label)).exp()
-    return logits.new_zeros(shape).scatter_add(-1, label, shifted).log() + top
 
 
 def token_and_cluster_cross_entropy(logits: Tensor, targets: Tensor, boundaries: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,8 +41,15 @@ def token_and_cluster_cross_entropy(logits: Tensor, targets: Tensor, boundaries:
             f"{int(boundaries[-1])} do not fit together"
         )
     logits = at_least_float32(logits)
-    by_cluster = cluster_logits(logits, boundaries)
-    normaliser = by_cluster.logsumexp(-1)
-    token = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    cluster = by_cluster.gather(-1, cluster_of_token(boundaries)[targets].unsqueeze(-1)).squeeze(-1)
-    return (normaliser - token).mean(), (normaliser - cluster).mean()
+    log_p = logits.log_softmax(-1)
+    token = log_p.gather(-1, targets.unsqueeze(-1))
+    sizes = boundaries.diff()
+    size = int(sizes[0])
+    if bool((sizes == size).all()):
+        own = (targets // size)[..., None, None].expand(*targets.shape, 1, size)
+        cluster = log_p.unflatten(-1, (len(sizes), size)).gather(-2, own).logsumexp(-1)
+    else:
+        label = cluster_of_token(boundaries)
+        outside = label != label[targets].unsqueeze(-1)
+        cluster = log_p.masked_fill(outside, -torch.inf).logsumexp(-1)
+    return -token.mean(), -cluster.mean()
