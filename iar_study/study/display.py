@@ -56,7 +56,8 @@ class Display:
             return
         now = time.monotonic()
         started, first = self._started.setdefault(what, (now, done))
-        if done < total and now - self._shown.get(what, -PLAIN_INTERVAL) < PLAIN_INTERVAL:
+        soon = now - self._shown.get(what, -PLAIN_INTERVAL) < PLAIN_INTERVAL
+        if done < total and (soon or total == 1):
             return
         self._shown[what] = now
         spent, steps = now - started, done - first
@@ -64,9 +65,5 @@ class Display:
             timing = f"done in {spent:.0f} s" if spent >= 1 else "done"
         else:
             timing = f"about {spent / steps * (total - done):.0f} s left" if steps else ""
-        self.say("  ".join(part for part in (f"{what}: {done}/{total}", timing, detail) if part))
-
-    def close(self, what: str) -> None:
-        """Take a task off the screen."""
-        if self._bars and what in self._tasks:
-            self._bars.remove_task(self._tasks.pop(what))
+        far = f"{what}: {done}/{total}" if total > 1 else what
+        self.say("  ".join(part for part in (far, timing, detail) if part))

@@ -29,9 +29,14 @@ from iar_study.training.journal import read_journal
 POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-"""For glibc in the workers: keep freed tensors' memory, which it would hand back and fault in anew in every step
-(measured: 2,900 page faults and 8 % of a step of `quick`)."""
+WORKER_ENVIRONMENT = {
+    # glibc hands a freed tensor's memory back and faults it in anew in every step, unless told to keep it
+    # (measured: 2,900 page faults and 8 % of a step of `quick`).
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # Without it, cuBLAS gives other bits each time, and torch refuses to run it where determinism is asked for.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def _run_pool(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, d
     compute = trials[0].config.compute
     slots = 1 if compute.device == "cuda" else max(1, cpu_count() // compute.threads)
     # A fork server that has imported torch starts a worker in no time, and no worker inherits a thread or a lock.
-    os.environ.update(KEEP_MEMORY | os.environ)
+    os.environ.update(WORKER_ENVIRONMENT | os.environ)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["iar_study.study.trial"])
     failed: dict[str, str] = {}

@@ -19,6 +19,13 @@ def test_plain_lines_tell_what_how_far_and_when(capsys, monkeypatch):
     ]
 
 
+def test_a_task_of_one_step_is_told_when_it_is_done(capsys):
+    with Display() as shown:
+        shown.update("encoding", 0, 1)
+        shown.update("encoding", 1, 1)
+    assert capsys.readouterr().err == "encoding  done\n"
+
+
 def test_lines_are_shown_as_they_are(capsys):
     with Display() as shown:
         shown.say("[red]brackets[/red] and " + "long " * 40)
