@@ -103,7 +103,7 @@ class TrainConfig:
     """On matrices only."""
     clip: Positive = 1.0
     """Largest norm of the gradient."""
-    log_every: Count = 20
+    log_every: Count = 25
     checkpoint_every: Count = 200
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def run_study(
         Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
     ]
     tracker = Tracker(workspace, study, profile, base)
-    run_ids = [tracker.start(study, trial) for trial in trials]
-    _write_manifest(study, profile, trials, run_ids, settings or {}, workspace)
+    write_manifest = partial(_write_manifest, study, profile, trials, tracker, settings or {}, workspace)
+    write_manifest()
 
     finished = [trial for trial in trials if is_finished(trial.folder(workspace.trials))]
     for trial in finished:
@@ -95,6 +96,7 @@ def run_study(
     for trial in trials:
         if trial not in pending and trial not in finished:
             tracker.finish(trial, trial.folder(workspace.trials))
+    write_manifest()  # now with the ids of all runs
     tracker.finish_study([trials[0].shared.tokenizer, trials[0].shared.judging])
     if tracker.problem:
         display.say(f"MLflow lacks some of this ({tracker.problem}); nothing is lost: run again to fill it in")
@@ -105,7 +107,7 @@ def _write_manifest(
     study: Study,
     profile: Profile,
     trials: Sequence[Trial],
-    run_ids: Sequence[str],
+    tracker: Tracker,
     settings: Mapping[str, Any],
     workspace: Workspace,
 ) -> None:
@@ -119,8 +121,8 @@ def _write_manifest(
         "profile": profile.name,
         "settings": {key: str(value) for key, value in settings.items()},
         "trials": [
-            {"arm": trial.arm, "seed": trial.seed, "hash": trial.hash, "run_id": run_id}
-            for trial, run_id in zip(trials, run_ids, strict=True)
+            {"arm": trial.arm, "seed": trial.seed, "hash": trial.hash, "run_id": tracker.run_id(trial)}
+            for trial in trials
         ],
         "reference": trials[0].shared.reference.name,
         "codes": trials[0].shared.codes.name,
@@ -193,8 +195,9 @@ class _Watch:
             if journal := read_journal(path):
                 self.steps[trial.hash] = journal[-1]["step"]
                 self.tracker.sync(trial, trial.folder(self.folder))
-                loss = journal[-1]["metrics"].get("train/token_nll", float("nan"))
-                news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}, token NLL {loss:.2f}")
+                losses = [p["metrics"]["train/token_nll"] for p in journal if "train/token_nll" in p["metrics"]]
+                told = f", token NLL {losses[-1]:.2f}" if losses else ""
+                news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}{told}")
         total = sum(trial.config.train.steps for trial in self.trials)
         if news or not any(self.steps.values()):
             self.display.update("training", sum(self.steps.values()), total, "; ".join(news))

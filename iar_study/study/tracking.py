@@ -26,7 +26,7 @@ from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
 from iar_study.storage import digest, read_json
 from iar_study.study.study import Profile, Study
-from iar_study.study.trial import Trial, code_version
+from iar_study.study.trial import Trial
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
 
@@ -56,6 +56,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # no word about tables it creates
         uri = store_uri(workspace)
+        self.study = study
         self._logged: dict[str, int] = {}
         try:
             self._open(uri, workspace, study, profile, config)
@@ -84,6 +85,8 @@ class Tracker:
         location = (workspace.artifacts / study.name).as_uri() if local else None
         experiment = self.client.create_experiment(study.name, artifact_location=location)
         self.client.set_experiment_tag(experiment, "mlflow.note.content", f"{study.question}\n\n> {study.claim}")
+        # The web page then shows trainings first, not traces of agents.
+        self.client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
         return experiment
 
     def _search(self, query: str) -> list[Run]:
@@ -100,32 +103,39 @@ class Tracker:
         self._log(run.info.run_id, params={k: v for k, v in flatten(config).items() if k != "seed"})
         return run.info.run_id
 
-    def start(self, study: Study, trial: Trial) -> str:
-        """Open the trial's run, or find the one of an earlier time, and return its id."""
-        key = (trial.arm, trial.hash)
-        if key not in self._children:
-            commit, dirty = code_version()
+    def run_id(self, trial: Trial) -> str:
+        """Return the id of the trial's run, "" when the store has none yet."""
+        run = self._children.get((trial.arm, trial.hash))
+        return run.info.run_id if run else ""
+
+    def _started(self, trial: Trial, folder: Path) -> str:
+        """Open the run of a trial that has begun, or find the one of an earlier time, and return its id."""
+        if not self.run_id(trial):
+            about = read_json(folder / "trial.json")
+            data = about["data"]
             tags = {
                 "kind": "trial",
-                "study": study.name,
+                "study": self.study.name,
                 "arm": trial.arm,
                 "seed": str(trial.seed),
                 "trial": trial.hash,
-                "code_commit": commit,
-                "code_dirty": str(dirty).lower(),
-                "data_digest": trial.shared.digests["data"],
+                "code_commit": about["code"]["commit"],
+                "code_dirty": str(about["code"]["dirty"]).lower(),
+                "data_digest": data["digest"],
                 "mlflow.parentRunId": self.parent,
                 "mlflow.source.name": "iar-study",
-                "mlflow.note.content": study.arm(trial.arm).description,
+                "mlflow.note.content": self.study.arm(trial.arm).description,
+                **{f"env.{name}": version for name, version in about["environment"].items()},
             }
-            run = self.client.create_run(self.experiment, run_name=f"{trial.arm}, seed {trial.seed}", tags=tags)
-            self._children[key] = run
-            data = trial.shared.data
+            begun = int((folder / "trial.json").stat().st_mtime * 1000)
+            name = f"{trial.arm}, seed {trial.seed}"
+            run = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags)
+            self._children[trial.arm, trial.hash] = run
             source = json.dumps({"name": data["name"], "digest": data["digest"]})
             dataset = Dataset(data["name"], data["digest"][:16], "local", source, profile=json.dumps(data))
             self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(dataset, [])])
-            self._log(run.info.run_id, params={**flatten(trial.config), "arm": trial.arm})
-        return self._children[key].info.run_id
+            self._log(run.info.run_id, params={**about["config"], "arm": trial.arm})
+        return self.run_id(trial)
 
     def is_complete(self, trial: Trial) -> bool:
         """Does the store already hold all of this finished trial?"""
@@ -146,7 +156,7 @@ class Tracker:
             self._sync(trial, folder)
 
     def _sync(self, trial: Trial, folder: Path) -> None:
-        run_id = self._children[trial.arm, trial.hash].info.run_id
+        run_id = self._started(trial, folder)
         points = read_journal(folder / "journal.jsonl")
         new = points[self._logged.get(run_id, 0) :]
         metrics = (
@@ -163,24 +173,25 @@ class Tracker:
             self._finish(trial, folder)
 
     def _finish(self, trial: Trial, folder: Path) -> None:
-        run_id = self._children[trial.arm, trial.hash].info.run_id
+        if not (folder / "trial.json").exists():
+            return  # it failed before it began
+        run_id = self._started(trial, folder)
+        self._sync(trial, folder)
         if not is_finished(folder):
             self.client.set_terminated(run_id, "FAILED")
             return
-        self._sync(trial, folder)
-        result, about = read_json(folder / "result.json"), read_json(folder / "trial.json")
-        points = read_journal(folder / "journal.jsonl")
-        ended = points[-1]["time_ms"] if points else 0
+        result = read_json(folder / "result.json")
+        ended = int((folder / "result.json").stat().st_mtime * 1000)
         final = {name: value for name, value in result["metrics"].items() if name.startswith("samples/")}
         self._log(
             run_id,
             metrics=(Metric(name, value, ended, result["step"]) for name, value in final.items()),
-            tags={"status": result["status"], **{f"env.{k}": v for k, v in about["environment"].items()}},
+            tags={"status": result["status"]},
         )
         for name in ARTIFACTS:
             if (folder / name).exists():
                 self.client.log_artifact(run_id, str(folder / name))
-        self.client.set_terminated(run_id, "FINISHED")
+        self.client.set_terminated(run_id, "FINISHED", end_time=ended)
 
     def finish_study(self, files: Iterable[Path]) -> None:
         """Attach the study's own files to the parent run and end it."""

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from iar_study.config import TrialConfig
+from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
+from iar_study.storage import write_json
 from iar_study.study.stages import Shared
 from iar_study.study.study import Arm, Profile, Study
 from iar_study.study.tracking import Tracker, store_uri
@@ -24,24 +25,32 @@ def make_trial() -> Trial:
     return Trial("a", 0, TrialConfig(), shared)
 
 
+def begin(trial: Trial, folder: Path) -> Journal:
+    """What `run_trial` leaves as soon as it has begun."""
+    code, environment = {"commit": "c" * 40, "dirty": False}, {"python": "3"}
+    about = {"data": trial.shared.data, "code": code, "environment": environment, "config": flatten(trial.config)}
+    write_json(folder / "trial.json", about)
+    return Journal(folder / "journal.jsonl")
+
+
 def make_tracker(workspace) -> Tracker:
     return Tracker(workspace, STUDY, PROFILE, TrialConfig())
 
 
 def test_a_journal_logged_twice_leaves_every_point_once(workspace):
     trial, folder = make_trial(), workspace.root / "trial"
-    journal = Journal(folder / "journal.jsonl")
+    journal = begin(trial, folder)
     for step in range(1, 51):
         journal.write(step, {"train/loss": 1 / step, "val/token_nll": float(step)})
     first = make_tracker(workspace)
-    run_id = first.start(STUDY, trial)
     first.sync(trial, folder)
+    run_id = first.run_id(trial)
     journal.write(51, {"train/loss": 0.0})
     again = make_tracker(workspace)  # as after a kill: it does not know what was logged
-    assert again.start(STUDY, trial) == run_id
     again.sync(trial, folder)
     again.sync(trial, folder)
     assert first.problem is again.problem is None
+    assert again.run_id(trial) == run_id
     assert [p.step for p in again.client.get_metric_history(run_id, "train/loss")] == list(range(1, 52))
     assert len(again.client.get_metric_history(run_id, "val/token_nll")) == 50
 
@@ -64,9 +73,8 @@ def test_a_store_that_is_none_is_one_clear_error(workspace):
 
 def test_a_store_that_breaks_later_is_remembered_not_raised(workspace):
     trial, folder = make_trial(), workspace.root / "trial"
-    Journal(folder / "journal.jsonl").write(1, {"train/loss": 1.0})
+    begin(trial, folder).write(1, {"train/loss": 1.0})
     tracker = make_tracker(workspace)
-    tracker.start(STUDY, trial)
     with sqlite3.connect(workspace.store) as connection:
         connection.execute("DROP TABLE metrics")
     tracker.sync(trial, folder)
