@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Column
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines about the same task."""
@@ -25,9 +26,10 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             Remaining(elapsed_when_finished=False),
-            TextColumn("[dim]{task.fields[detail]}"),
+            # What is left of the line, so that a long detail never squeezes the rest.
+            TextColumn("[dim]{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._bars = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._bars = Progress(*columns, console=self.console, expand=True) if self.console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._shown: dict[str, float] = {}
