@@ -18,6 +18,7 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TokenizerConfig:
     lr: Positive = 6e-3
     commitment: NonNegative = 0.5
     """Weight beta of the commitment loss."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ClassifierConfig:
     steps: Count = 1500
     batch_size: Count = 64
     lr: Positive = 4e-3
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ClusteringConfig:
 
     strategy: Literal["none", "balanced", "plain", "blocks", "random"] = "none"
     n_clusters: Count = 32
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def flatten(config: TrialConfig) -> dict[str, Any]:

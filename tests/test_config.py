@@ -30,6 +30,7 @@ def test_text_is_parsed():
         ("train.lr", "nan", "finite"),
         ("clustering.strategy", "ballanced", "'balanced'"),
         ("model.dropout", "1.0", "less than 1"),
+        ("seed", "-1", "greater than or equal to 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(key, value, message):

@@ -125,8 +125,6 @@ def _write_manifest(
             for trial in trials
         ],
         "reference": trials[0].shared.reference.name,
-        "codes": trials[0].shared.codes.name,
-        "tokenizer": trials[0].shared.tokenizer.name,
     }
     write_json(workspace.studies / f"{study.name}.json", manifest)
 

@@ -81,8 +81,10 @@ def check(config: TrialConfig) -> None:
             raise InputError(
                 f"equal clusters: {key} = {n_clusters} does not divide the {size} codes of tokenizer.codebook_size"
             )
-    if config.clustering.n_clusters > size:
+    if config.clustering.strategy == "plain" and config.clustering.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
+    if config.compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
 
 
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
@@ -110,6 +112,7 @@ def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Sh
     reference = _reference(images, tokenizer, classifier, judging, config.evaluation.samples, workspace, progress)
     digests = {
         "data": images.digest,
+        "tokenizer": tokenizer_digest,
         "codes": _digest(codes),
         "classifier": _digest(classifier),
         "rearrangement": _digest(rearrangement),

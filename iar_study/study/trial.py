@@ -167,11 +167,12 @@ def code_version() -> tuple[str, bool]:
 
 def environment() -> dict[str, str]:
     """Return what the numbers were computed with: machine, Python and the libraries that touch them."""
-    libraries = ("torch", "numpy", "scipy", "scikit-learn", "k-means-constrained", "mlflow")
+    libraries = {"torch", "numpy", "scipy", "scikit-learn", "k-means-constrained", "mlflow"}
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **{name: metadata.version(name) for name in libraries},
+        **{name: installed[name] for name in sorted(libraries & installed.keys())},
     }

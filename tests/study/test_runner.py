@@ -5,6 +5,7 @@ import shlex
 import numpy as np
 import papermill
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from iar_study.cli import build_parser
@@ -149,6 +150,13 @@ def test_a_trial_that_lost_its_result_goes_on_and_ends_the_same(done, tmp_path):
 def test_a_cluster_count_that_does_not_divide_is_refused_before_any_training(workspace):
     with pytest.raises(InputError, match="7 does not divide the 64 codes"):
         run(workspace, settings={**SMALL, "clustering.n_clusters": 7})
+    assert not workspace.trials.exists()
+
+
+def test_a_gpu_that_is_not_there_is_named_before_any_training(workspace, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"compute\.device = cuda, but torch finds no GPU"):
+        run(workspace, settings={**SMALL, "compute.device": "cuda"})
     assert not workspace.trials.exists()
 
 

@@ -1,0 +1,33 @@
+"""The way of the data is one direction: a package of `iar_study` imports only from those before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "iar_study"
+ORDER = ["codebook", "models", "data", "evaluation", "training", "study", "reporting"]
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in the file it does so."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module} | {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_only_from_those_before_it(package):
+    later = {f"iar_study.{name}" for name in ORDER[ORDER.index(package) + 1 :]} | {"iar_study.cli", "experiments"}
+    for path in (PACKAGE / package).glob("*.py"):
+        for module in imported(path):
+            assert not any(module == name or module.startswith(f"{name}.") for name in later), (path.name, module)
+
+
+def test_the_codebook_needs_neither_torch_nor_mlflow_and_mlflow_is_known_in_one_place():
+    for path in PACKAGE.rglob("*.py"):
+        roots = {module.partition(".")[0] for module in imported(path)}
+        if path.parent.name == "codebook":
+            assert not roots & {"torch", "mlflow"}, path
+        assert "mlflow" not in roots or path.name == "tracking.py", path
