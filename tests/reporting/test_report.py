@@ -107,7 +107,7 @@ def test_what_a_reader_looks_for_comes_in_order(page, results):
 
 
 def test_the_numbers_are_in_the_csv(report, results):
-    table = pd.read_csv(report.parent / "results.csv")
+    table = pd.read_csv(report.parent / "results.csv", float_precision="round_trip")
     assert len(table) == len(results.final)
     assert list(table.columns) == list(results.final.columns)
     np.testing.assert_array_equal(np.sort(table["value"]), np.sort(results.final["value"]))
