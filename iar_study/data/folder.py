@@ -16,7 +16,7 @@ from iar_study.errors import InputError
 from iar_study.storage import digest, load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-DECODING = 1
+DECODING = 2
 """Raise it when `read_folder` makes other arrays of the same files, so that older caches are not used."""
 TEST_SHARE = 0.1
 """Of each class, where the folder has no test split of its own."""
@@ -38,7 +38,8 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
 
     `root` holds train/CLASS/picture and test/CLASS/picture, or CLASS/picture only, of which a fixed tenth of every
     class then becomes the test split. The arrays are train and test, uint8 (n, size, size, 3), and train_labels and
-    test_labels, int64 (n,), in sorted order of class and file. They are kept in the folder `cache` for the next call.
+    test_labels, int64 (n,): train in sorted order of class and file, test in a fixed mixed order. They are kept in the
+    folder `cache` for the next call.
     Raises `InputError` when the folder is not of that form or a picture cannot be read.
     """
     try:
@@ -55,7 +56,9 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
         decoded = _decode([p.path for split in pictures for p in split], size)
         labels = [np.repeat(np.arange(len(names)), [len(split[name]) for name in names]) for split in (train, test)]
         arrays = {"train": decoded[: len(pictures[0])], "train_labels": labels[0]}
-        arrays |= {"test": decoded[len(pictures[0]) :], "test_labels": labels[1]}
+        # What is measured on the first so many held-out pictures must not be measured on the first class alone.
+        mixed = np.random.default_rng(0).permutation(len(pictures[1]))
+        arrays |= {"test": decoded[len(pictures[0]) :][mixed], "test_labels": labels[1][mixed]}
         try:
             save_arrays(kept, arrays, {"digest": _digest(arrays)})
         except InputError as error:

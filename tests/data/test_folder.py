@@ -69,6 +69,18 @@ def test_given_splits_are_kept_in_sorted_order(divided):
     np.testing.assert_array_equal(images.train[:, 0, 0], [GREEN] * 3 + [BLUE] * 3)
 
 
+def test_any_first_part_of_the_held_out_pictures_holds_all_classes(tmp_path):
+    colors = {"a": RED, "b": GREEN, "c": BLUE}
+    for split in ("train", "test"):
+        for name, color in colors.items():
+            for i in range(20):
+                paint(tmp_path / split / name / f"{i:02}.png", color)
+    images = load(tmp_path, 8)
+    assert set(images.test_labels[:20]) == {0, 1, 2}
+    expected = np.array(list(colors.values()))[images.test_labels]
+    np.testing.assert_array_equal(images.test[:, 0, 0], expected, "every picture keeps its own class")
+
+
 def test_a_flat_folder_is_split_by_class(flat):
     images = load(flat, 8)
     assert images.class_names == ("green", "red")
