@@ -1,6 +1,7 @@
 """Codebooks without torch: clustering their codes and rearranging them so that clusters are contiguous."""
 
+from iar_study.codebook.assignment import Assignment, constrained_assignment
 from iar_study.codebook.clustering import STRATEGIES, cluster_codes
 from iar_study.codebook.rearrangement import Rearrangement
 
-__all__ = ["STRATEGIES", "Rearrangement", "cluster_codes"]
+__all__ = ["Assignment", "constrained_assignment", "STRATEGIES", "Rearrangement", "cluster_codes"]

@@ -1,0 +1,282 @@
+"""Assign points to clusters of bounded size at the least total cost: exact, with a certificate.
+
+    minimise sum_i c[i, a(i)]   subject to   lower_j <= #{i : a(i) = j} <= upper_j
+
+A price p_j on every cluster turns this into n numbers to find: at the right prices each point may take its cheapest
+cluster, and the sizes come out right. For any prices,
+
+    sum_i min_j (c_ij + p_j) - sum_j max(upper_j p_j, lower_j p_j)   <=   the cost of any feasible assignment,
+
+so the difference, the dual gap, proves how far from optimal an assignment can be. Here it is rounding error.
+
+How it is fast: prices found for a quarter of the points are nearly right for all, so a cold start climbs from a small
+sample to the whole in steps of four. At each step one pass over the costs gives every point its cheapest cluster; the
+few that are too many are moved by shortest paths on the graph of clusters (`augmenting_paths`), which is offered only
+the points that are nearest to leaving. The next pass checks all costs again: what the offer lacked shows there, and is
+mended in the same way with a wider offer. An assignment that passes is optimal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike
+
+from iar_study.codebook.augmenting_paths import place_all
+from iar_study.errors import InputError
+
+EPSILON = float(np.finfo(np.float64).eps)
+
+SAMPLE = 4
+"""A cold start grows its sample by this factor, from between 4 and 16 points per cluster."""
+
+NEAR = 32
+"""Clusters that the first offer lists for a point."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An optimal assignment and what proves it.
+
+    Attributes
+    ----------
+    labels : int32 (N,), the cluster of every point.
+    prices : float64 (n,), dual prices; pass them on to start warm when the costs have changed a little.
+    cost : float, the total cost of the assignment.
+    gap : float, cost minus the dual bound: no assignment within the bounds is cheaper by more than this.
+    """
+
+    labels: np.ndarray
+    prices: np.ndarray
+    cost: float
+    gap: float
+
+    @property
+    def relative_gap(self) -> float:
+        """gap / |cost|; 0 where both are 0."""
+        return self.gap / abs(self.cost) if self.gap else 0.0
+
+
+def constrained_assignment(
+    cost: ArrayLike, size_min: ArrayLike, size_max: ArrayLike, prices: ArrayLike | None = None
+) -> Assignment:
+    """Give every point a cluster such that the total cost is least and all cluster sizes lie within bounds.
+
+    Parameters
+    ----------
+    cost : (N, n), finite; float32 and float64 are used as they are, anything else as float64. Sums and prices are
+        float64 in any case.
+    size_min, size_max : int or int (n,), bounds on the clusters' sizes.
+    prices : float (n,), from the assignment of similar costs, to start from.
+
+    Raises
+    ------
+    InputError (a `ValueError`) : costs that are not a finite, non-empty matrix; bounds that no assignment meets.
+
+    >>> cost = [[0, 9], [1, 9], [2, 3]]
+    >>> solved = constrained_assignment(cost, size_min=1, size_max=2)
+    >>> solved.labels.tolist(), solved.cost, solved.gap
+    ([0, 0, 1], 4.0, 0.0)
+    """
+    matrix = np.asarray(cost)
+    if matrix.dtype not in (np.float32, np.float64):
+        matrix = matrix.astype(np.float64)
+    matrix = np.ascontiguousarray(matrix)
+    if matrix.ndim != 2 or not matrix.size:
+        raise InputError(f"costs must be a matrix of points x clusters that is not empty, not of shape {matrix.shape}")
+    points, n = matrix.shape
+    lower, upper = _bounds(points, n, size_min, size_max)
+    with ThreadPoolExecutor(threads()) as pool:
+        each = pool.map if matrix.size > 2**17 else map
+        ranges = list(each(lambda part: (matrix[slice(*part)].min(), matrix[slice(*part)].max()), _parts(points)))
+        span = float(max(high for _, high in ranges)) - float(min(low for low, _ in ranges))
+        if not np.isfinite([*ranges, (span, span)]).all():
+            row = int(np.argmin(np.isfinite(matrix).all(1)))
+            raise InputError(f"costs must be finite; row {row} has a NaN, an infinite or a far too large entry")
+        start = np.zeros(n + 1)
+        if prices is not None:
+            start[:n] = _starting_prices(prices, span, free=bool((lower < upper).any()))
+        else:
+            order = np.random.default_rng(0).permutation(points)
+            sizes = [points]
+            while sizes[-1] >= 4 * SAMPLE * n:
+                sizes.append(sizes[-1] // SAMPLE)
+            for size in sizes[:0:-1]:
+                share = size / points
+                sample = np.sort(order[:size])
+                start = _solve(matrix, sample, np.floor(lower * share), np.ceil(upper * share), start, each)[1]
+        labels, final, gap = _solve(matrix, np.arange(points), lower, upper, start, each)
+    total = matrix[np.arange(points), labels].sum(dtype=np.float64)
+    return Assignment(labels, final[:n], float(total), gap)
+
+
+def threads() -> int:
+    """How many threads the passes over all costs take: numba's number, so that NUMBA_NUM_THREADS limits them."""
+    from numba import config
+
+    return int(config.NUMBA_NUM_THREADS)
+
+def _bounds(points: int, n: int, size_min: ArrayLike, size_max: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds as int64 (n,) each, or say why no assignment can meet them."""
+    bounds = []
+    for name, given in (("size_min", size_min), ("size_max", size_max)):
+        value = np.asarray(given)
+        if value.ndim > 1 or value.shape not in ((), (1,), (n,)):
+            raise InputError(f"{name} must be one number or one for each of the {n} clusters, not {value.shape}")
+        if not np.issubdtype(value.dtype, np.integer):
+            raise InputError(f"{name} must be whole numbers, not {value.dtype}")
+        bounds.append(np.broadcast_to(value, n).astype(np.int64))
+    lower, upper = bounds
+    if lower.min() < 0:
+        raise InputError(f"size_min must not be negative, got {lower.min()}")
+    if (lower > upper).any():
+        j = int(np.argmax(lower > upper))
+        raise InputError(f"size_min {lower[j]} exceeds size_max {upper[j]} (cluster {j})")
+    if lower.sum() > points:
+        raise InputError(f"{n} clusters of at least {lower.sum()} points in all cannot be made of {points} points")
+    if upper.sum() < points:
+        raise InputError(f"{points} points do not fit into {n} clusters of at most {upper.sum()} points in all")
+    return lower, np.minimum(upper, points)
+
+
+def _starting_prices(prices: ArrayLike, span: float, free: bool) -> np.ndarray:
+    """Return given prices made harmless: wild ones would only cost precision. `free` when some sizes may vary."""
+    start = np.asarray(prices, np.float64)
+    if not np.isfinite(start).all():
+        raise InputError("prices must be finite")
+    # Where all sizes are fixed, a number added to all prices means nothing.
+    return np.clip(start if free else start - start.mean(), -span, span)
+
+
+def _parts(rows: int) -> list[tuple[int, int]]:
+    """Cut `rows` into ranges for the threads."""
+    cuts = np.linspace(0, rows, 4 * threads() + 1).astype(int)
+    return [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+
+
+Map = Callable[[Callable[[tuple[int, int]], Any], Iterable[tuple[int, int]]], Iterable[Any]]
+
+
+def _solve(
+    cost: np.ndarray, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray, prices: np.ndarray, each: Map
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Solve for the points `rows` from starting prices, the hub's last; return labels, prices and the dual gap.
+
+    The hub (see `augmenting_paths`) ends at price 0, as the dual bound above takes it to be.
+    """
+    n = cost.shape[1]
+    lower, upper = lower.astype(np.int64), upper.astype(np.int64)
+    prices = prices.copy()
+    prices[np.abs(prices) <= 1e-12 * np.abs(prices).max()] = 0.0  # apart from the hub's by rounding alone
+    labels, slack = np.full(len(rows), -1, np.int32), np.empty(len(rows))
+    used = np.where(prices[:n] > 0, upper, lower)
+    widen, everything = 1, False
+    while True:
+        leeway = 16 * EPSILON * widen
+        for _ in each(lambda part: _take_cheapest(cost, rows, prices, labels, slack, leeway, *part), _parts(len(rows))):
+            pass
+        size = np.bincount(labels, minlength=n)
+        # A cluster priced like the hub may fill any number of places between its bounds.
+        used = np.where(prices[:n] == 0, np.clip(size, lower, upper), used)
+        excess = np.append(size - used, used.sum() - len(rows))
+        surplus = int(excess[excess > 0].sum())
+        if not surplus:
+            p = prices[:n]
+            gap = np.maximum(-slack, 0).sum() + (np.maximum(upper * p, lower * p) - size * p).sum()
+            return labels, prices, float(gap)
+
+        # Offer the points that are nearest to leaving: enough of them to move the surplus along several arcs.
+        wanted = widen * (8 * surplus + 16 * n)
+        if wanted < len(rows):
+            loose = np.argpartition(slack, wanted - 1)[:wanted]
+            loose.sort()
+            reach = slack[loose].max()
+        else:
+            loose = np.arange(len(rows))
+            reach = np.inf if everything else slack.max()
+            everything = True
+        offers = list(
+            each(
+                lambda part: _offer(cost, rows, labels, prices, loose[part[0] : part[1]], reach, NEAR * widen),
+                _parts(len(loose)),
+            )
+        )
+        counts, cluster, move_cost = (np.concatenate(arrays) for arrays in zip(*offers, strict=True))
+        first = np.append(0, np.cumsum(counts))
+        movable = labels[loose]
+        enough = place_all(movable, first, cluster, move_cost, prices, used, lower, upper, excess)
+        labels[loose] = movable
+        prices -= prices[n]
+        widen *= 2 if enough else 4
+
+
+@njit(nogil=True, cache=True)
+def _take_cheapest(cost, rows, prices, labels, slack, leeway, start, stop):
+    """Give each point its cheapest cluster, its own if that is cheapest but for `leeway`; -1 stands for no own.
+
+    `slack` becomes what the next cheapest cluster costs more (below 0 by rounding alone). Among equals a point without
+    a cluster takes the first one from its own number on, so that identical points spread out.
+    """
+    n = cost.shape[1]
+    for k in range(start, stop):
+        i, own = rows[k], labels[k]
+        best, second, cheapest = np.inf, np.inf, -1
+        for begin, end in ((i % n, n), (0, i % n)):
+            for j in range(begin, end):
+                value = cost[i, j] + prices[j]
+                if value < second and j != own:
+                    if value < best:
+                        second, best, cheapest = best, value, j
+                    else:
+                        second = value
+        if own >= 0:
+            value = cost[i, own] + prices[own]
+            scale = abs(cost[i, own]) + abs(prices[own])
+            if cheapest < 0 or value <= best + leeway * (scale + abs(cost[i, cheapest]) + abs(prices[cheapest])):
+                slack[k] = best - value
+                continue
+            second = min(second, value)
+        labels[k] = cheapest
+        slack[k] = second - best
+
+
+@njit(nogil=True, cache=True)
+def _offer(cost, rows, labels, prices, loose, reach, most):
+    """List the clusters where each loose point could be for at most `reach` more: its own and up to `most` others.
+
+    Returns counts int64 (len(loose),), clusters int32 and their costs float64, point by point. If there are more, the
+    nearest are listed; among equals those from the point's own number on.
+    """
+    n = cost.shape[1]
+    most = min(most, n - 1)
+    counts = np.empty(len(loose), np.int64)
+    cluster, move_cost = np.empty(len(loose) * (most + 1), np.int32), np.empty(len(loose) * (most + 1))
+    value = np.empty(n)
+    e = 0
+    for q in range(len(loose)):
+        i, own = rows[loose[q]], labels[loose[q]]
+        for j in range(n):
+            value[j] = cost[i, j] + prices[j]
+        limit = value[own] + reach
+        value[own] = np.inf
+        if most and (value <= limit).sum() > most:
+            limit = np.partition(value, most - 1)[most - 1]
+        begin = e
+        cluster[e], move_cost[e] = own, cost[i, own]
+        e += 1
+        for j in range(n):
+            if value[j] < limit:
+                cluster[e], move_cost[e] = j, cost[i, j]
+                e += 1
+        for t in range(n):
+            j = (i + t) % n
+            if value[j] == limit and j != own and e - begin <= most:
+                cluster[e], move_cost[e] = j, cost[i, j]
+                e += 1
+        counts[q] = e - begin
+    return counts, cluster[:e], move_cost[:e]
