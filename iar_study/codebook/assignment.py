@@ -21,10 +21,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from numpy.typing import ArrayLike
 
 from iar_study.codebook.augmenting_paths import place_all
@@ -93,7 +94,7 @@ def constrained_assignment(
     lower, upper = _bounds(points, n, size_min, size_max)
     with ThreadPoolExecutor(threads()) as pool:
         each = pool.map if matrix.size > 2**17 else map
-        ranges = list(each(lambda part: (matrix[slice(*part)].min(), matrix[slice(*part)].max()), _parts(points)))
+        ranges = _pass(each, points, lambda start, stop: (matrix[start:stop].min(), matrix[start:stop].max()))
         span = float(max(high for _, high in ranges)) - float(min(low for low, _ in ranges))
         if not np.isfinite([*ranges, (span, span)]).all():
             row = int(np.argmin(np.isfinite(matrix).all(1)))
@@ -117,9 +118,8 @@ def constrained_assignment(
 
 def threads() -> int:
     """How many threads the passes over all costs take: numba's number, so that NUMBA_NUM_THREADS limits them."""
-    from numba import config
+    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
-    return int(config.NUMBA_NUM_THREADS)
 
 def _bounds(points: int, n: int, size_min: ArrayLike, size_max: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds as int64 (n,) each, or say why no assignment can meet them."""
@@ -153,13 +153,13 @@ def _starting_prices(prices: ArrayLike, span: float, free: bool) -> np.ndarray:
     return np.clip(start if free else start - start.mean(), -span, span)
 
 
-def _parts(rows: int) -> list[tuple[int, int]]:
-    """Cut `rows` into ranges for the threads."""
-    cuts = np.linspace(0, rows, 4 * threads() + 1).astype(int)
-    return [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+Map = Callable[..., Iterable[Any]]
 
 
-Map = Callable[[Callable[[tuple[int, int]], Any], Iterable[tuple[int, int]]], Iterable[Any]]
+def _pass(each: Map, rows: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call work(*arguments, start, stop) for ranges that make up `rows`, on as many threads as `each` has."""
+    cuts = np.linspace(0, rows, 4 * threads() + 1).astype(int).tolist()
+    return list(each(lambda part: work(*arguments, *part), [part for part in pairwise(cuts) if part[0] < part[1]]))
 
 
 def _solve(
@@ -178,8 +178,7 @@ def _solve(
     widen, everything = 1, False
     while True:
         leeway = 16 * EPSILON * widen
-        for _ in each(lambda part: _take_cheapest(cost, rows, prices, labels, slack, leeway, *part), _parts(len(rows))):
-            pass
+        _pass(each, len(rows), _take_cheapest, cost, rows, prices, labels, slack, leeway)
         size = np.bincount(labels, minlength=n)
         # A cluster priced like the hub may fill any number of places between its bounds.
         used = np.where(prices[:n] == 0, np.clip(size, lower, upper), used)
@@ -200,12 +199,7 @@ def _solve(
             loose = np.arange(len(rows))
             reach = np.inf if everything else slack.max()
             everything = True
-        offers = list(
-            each(
-                lambda part: _offer(cost, rows, labels, prices, loose[part[0] : part[1]], reach, NEAR * widen),
-                _parts(len(loose)),
-            )
-        )
+        offers = _pass(each, len(loose), _offer, cost, rows, labels, prices, loose, reach, NEAR * widen)
         counts, cluster, move_cost = (np.concatenate(arrays) for arrays in zip(*offers, strict=True))
         first = np.append(0, np.cumsum(counts))
         movable = labels[loose]
@@ -216,7 +210,16 @@ def _solve(
 
 
 @njit(nogil=True, cache=True)
-def _take_cheapest(cost, rows, prices, labels, slack, leeway, start, stop):
+def _take_cheapest(
+    cost: np.ndarray,
+    rows: np.ndarray,
+    prices: np.ndarray,
+    labels: np.ndarray,
+    slack: np.ndarray,
+    leeway: float,
+    start: int,
+    stop: int,
+) -> None:
     """Give each point its cheapest cluster, its own if that is cheapest but for `leeway`; -1 stands for no own.
 
     `slack` becomes what the next cheapest cluster costs more (below 0 by rounding alone). Among equals a point without
@@ -246,19 +249,30 @@ def _take_cheapest(cost, rows, prices, labels, slack, leeway, start, stop):
 
 
 @njit(nogil=True, cache=True)
-def _offer(cost, rows, labels, prices, loose, reach, most):
+def _offer(
+    cost: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    prices: np.ndarray,
+    loose: np.ndarray,
+    reach: float,
+    most: int,
+    start: int,
+    stop: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """List the clusters where each loose point could be for at most `reach` more: its own and up to `most` others.
 
-    Returns counts int64 (len(loose),), clusters int32 and their costs float64, point by point. If there are more, the
+    Returns counts int64 (stop - start,), clusters int32 and their costs float64, point by point. If there are more, the
     nearest are listed; among equals those from the point's own number on.
     """
     n = cost.shape[1]
     most = min(most, n - 1)
-    counts = np.empty(len(loose), np.int64)
-    cluster, move_cost = np.empty(len(loose) * (most + 1), np.int32), np.empty(len(loose) * (most + 1))
+    counts = np.empty(stop - start, np.int64)
+    cluster = np.empty((stop - start) * (most + 1), np.int32)
+    move_cost = np.empty(len(cluster))
     value = np.empty(n)
     e = 0
-    for q in range(len(loose)):
+    for q in range(start, stop):
         i, own = rows[loose[q]], labels[loose[q]]
         for j in range(n):
             value[j] = cost[i, j] + prices[j]
@@ -278,5 +292,5 @@ def _offer(cost, rows, labels, prices, loose, reach, most):
             if value[j] == limit and j != own and e - begin <= most:
                 cluster[e], move_cost[e] = j, cost[i, j]
                 e += 1
-        counts[q] = e - begin
+        counts[q - start] = e - begin
     return counts, cluster[:e], move_cost[:e]

@@ -17,7 +17,7 @@ from numba import njit
 
 
 @njit(nogil=True, cache=True)
-def _meld(x, y, key, child, sibling):
+def _meld(x: int, y: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarray) -> int:
     """Join two heaps that are not empty; return the root."""
     if key[y] < key[x]:
         x, y = y, x
@@ -27,9 +27,9 @@ def _meld(x, y, key, child, sibling):
 
 
 @njit(nogil=True, cache=True)
-def _pop(root, key, child, sibling):
+def _pop(root: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarray) -> int:
     """Return the heap without its root: melded in pairs from the left, and the pairs from the right."""
-    rest, pairs = child[root], np.int32(-1)
+    rest, pairs = child[root], -1
     while rest >= 0:
         x = rest
         y = sibling[x]
@@ -51,7 +51,7 @@ def _pop(root, key, child, sibling):
 
 
 @njit(nogil=True, cache=True)
-def _longer(array, size):
+def _longer(array: np.ndarray, size: int) -> np.ndarray:
     """Return a copy of `array` with room for `size` entries."""
     grown = np.empty(size, array.dtype)
     grown[: len(array)] = array
@@ -59,7 +59,17 @@ def _longer(array, size):
 
 
 @njit(nogil=True, cache=True)
-def place_all(labels, first, cluster, cost, prices, used, lower, upper, excess):
+def place_all(  # noqa: PLR0912 (one loop: a call in it would cost more than its body)
+    labels: np.ndarray,
+    first: np.ndarray,
+    cluster: np.ndarray,
+    cost: np.ndarray,
+    prices: np.ndarray,
+    used: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    excess: np.ndarray,
+) -> bool:
     """Move points until no cluster has too many or too few; False when the moves on offer do not suffice.
 
     Parameters (all but the moves on offer are changed in place)
@@ -111,7 +121,7 @@ def place_all(labels, first, cluster, cost, prices, used, lower, upper, excess):
                 child, sibling = _longer(child, room), _longer(sibling, room)
             for e in range(first[i], first[i + 1]):
                 x = cluster[e]
-                if x != a and a != b:
+                if b != a and x != a:  # noqa: PLR1714 (numba)
                     root = heap[a, x]
                     while root >= 0 and labels[point[root]] != a:  # left since; also the move just made
                         root = _pop(root, key, child, sibling)
@@ -169,7 +179,7 @@ def place_all(labels, first, cluster, cost, prices, used, lower, upper, excess):
             else:
                 moved[moves], target[moves] = point[heap[a, b]], b
                 moves += 1
-            if a == hub or b == hub:
+            if hub == max(a, b):
                 j = min(a, b)
                 length[j, hub] = 0.0 if used[j] < upper[j] else np.inf
                 length[hub, j] = 0.0 if used[j] > lower[j] else np.inf

@@ -1,4 +1,4 @@
-"""Constrained assignment: the optimum of independent solvers, bounds held, a gap that is told truly, bad input named."""
+"""Constrained assignment: the optimum of independent solvers, bounds held, the gap told truly, bad input named."""
 
 import numpy as np
 import ot
