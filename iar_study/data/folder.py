@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,17 @@ class Picture(NamedTuple):
 Classes = dict[str, list[Picture]]
 
 
+class Split(NamedTuple):
+    """Pictures with their classes, int64 (n,)."""
+
+    pictures: list[Picture]
+    labels: np.ndarray
+
+    def listing(self, root: Path) -> list[tuple[str, int, int]]:
+        """Return what tells that the pictures are still the same ones, as JSON."""
+        return [(os.path.relpath(p.path, root), p.bytes, p.mtime_ns) for p in self.pictures]
+
+
 def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return (arrays, class names) of the pictures under `root`, resized and centre-cropped to `size` x `size`.
 
@@ -42,28 +55,38 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
     folder `cache` for the next call.
     Raises `InputError` when the folder is not of that form or a picture cannot be read.
     """
-    try:
-        root = root.resolve(strict=True)
-        train, test = _find_splits(root)
-    except OSError as error:
-        raise InputError(f"{error.filename or root} cannot be read ({error.strerror}); check the path") from error
-    names = tuple(train)
-    pictures = [[p for name in names for p in split[name]] for split in (train, test)]
-    listing = [[(os.path.relpath(p.path, root), p.bytes, p.mtime_ns) for p in split] for split in pictures]
+    root, train, test, names = list_folder(root)
+    listing = [split.listing(root) for split in (train, test)]
     kept = cache / f"{digest(DECODING, PIL.__version__, str(root), size, listing)}.safetensors"
     arrays = _load_kept(kept)
     if arrays is None:
-        decoded = _decode([p.path for split in pictures for p in split], size)
-        labels = [np.repeat(np.arange(len(names)), [len(split[name]) for name in names]) for split in (train, test)]
-        arrays = {"train": decoded[: len(pictures[0])], "train_labels": labels[0]}
-        # What is measured on the first so many held-out pictures must not be measured on the first class alone.
-        mixed = np.random.default_rng(0).permutation(len(pictures[1]))
-        arrays |= {"test": decoded[len(pictures[0]) :][mixed], "test_labels": labels[1][mixed]}
+        decoded = _decode([p.path for split in (train, test) for p in split.pictures], size)
+        arrays = {"train": decoded[: len(train.pictures)], "train_labels": train.labels}
+        arrays |= {"test": decoded[len(train.pictures) :], "test_labels": test.labels}
         try:
             save_arrays(kept, arrays, {"digest": _digest(arrays)})
         except InputError as error:
             print(f"the decoded pictures are not kept for the next time: {error}", file=sys.stderr)
     return arrays, names
+
+
+def list_folder(root: Path) -> tuple[Path, Split, Split, tuple[str, ...]]:
+    """Return (resolved root, train, test, class names) of the pictures under `root`, as `read_folder` orders them.
+
+    Raises `InputError` when the folder is not of the form that `read_folder` describes.
+    """
+    try:
+        root = root.resolve(strict=True)
+        splits = _find_splits(root)
+    except OSError as error:
+        raise InputError(f"{error.filename or root} cannot be read ({error.strerror}); check the path") from error
+    train, test = (
+        Split(list(chain(*split.values())), np.repeat(np.arange(len(split)), [*map(len, split.values())]))
+        for split in splits
+    )
+    # What is measured on the first so many held-out pictures must not be measured on the first class alone.
+    mixed = np.random.default_rng(0).permutation(len(test.pictures))
+    return root, train, Split([test.pictures[i] for i in mixed], test.labels[mixed]), tuple(splits[0])
 
 
 def _find_splits(root: Path) -> tuple[Classes, Classes]:
@@ -153,11 +176,19 @@ def _decode(paths: list[str], size: int) -> np.ndarray:
 
 def _read_picture(path: str, size: int) -> np.ndarray:
     """Return one picture, upright, over white where it is transparent: uint8 (size, size, 3)."""
+    return read_picture(path, lambda picture: ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+
+def read_picture(path: str, shape: Callable[[Image.Image], Image.Image | np.ndarray]) -> np.ndarray:
+    """Return what `shape` makes of one picture: RGB, upright, over white where it is transparent.
+
+    Raises `InputError` that names the file when it cannot be read.
+    """
     try:
         with Image.open(path) as file:  # of an animation, the first frame
             ImageOps.exif_transpose(file, in_place=True)
-            image = _to_rgb(file)
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+            picture = _to_rgb(file)
+        return np.asarray(shape(picture))
     except Exception as error:  # Pillow's readers raise all kinds: OSError, SyntaxError, ValueError, struct.error ...
         raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it and run again") from error
 

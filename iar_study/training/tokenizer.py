@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from iar_study.config import TokenizerConfig
 from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
-from iar_study.models.vq import VQModel, to_float, to_uint8
+from iar_study.models.patch_vq import PatchVQ
+from iar_study.models.vq import to_float, to_uint8
 
 REVIVE_EVERY = 20
 """Steps after which a code that no token used is moved."""
@@ -36,7 +37,7 @@ def train_tokenizer(
     *,
     threads: int,
     progress: Callable[[int, int, str], None] | None = None,
-) -> VQModel:
+) -> PatchVQ:
     """Train by mean squared error + codebook loss + beta * commitment loss, with AdamW and a one-cycle learning rate.
 
     The bits of the result depend on (images, config, threads) and the machine alone. Sets torch's seed and its number
@@ -54,7 +55,7 @@ def train_tokenizer(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    model = VQModel(config, images.shape[-1]).train()
+    model = PatchVQ(config, images.shape[-1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     schedule = OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.1, cycle_momentum=False)
     codebook = model.quantize.embedding.weight
@@ -89,20 +90,20 @@ def train_tokenizer(
 
 
 @torch.no_grad()
-def move_onto_outputs(model: VQModel, codes: Tensor, images: Tensor) -> None:
+def move_onto_outputs(model: PatchVQ, codes: Tensor, images: Tensor) -> None:
     """Put the codes of a bool mask (N,) onto randomly drawn encoder outputs for float `images`, in place."""
     outputs = F.normalize(model.latents(images), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
     drawn = torch.randperm(len(outputs))[torch.arange(int(codes.sum())) % len(outputs)]
     model.quantize.embedding.weight[codes] = outputs[drawn]
 
 
-def encode_images(model: VQModel, images: np.ndarray, batch: int = 500) -> np.ndarray:
+def encode_images(model: PatchVQ, images: np.ndarray, batch: int = 500) -> np.ndarray:
     """Return the tokens, int32 (n, h * w) row by row, of uint8 images (n, H, W, C)."""
     parts = [model.encode(to_float(images[i : i + batch])).flatten(1) for i in range(0, len(images), batch)]
     return torch.cat(parts).to(torch.int32).numpy()
 
 
-def decode_tokens(model: VQModel, tokens: np.ndarray, codebook: Tensor | None = None, batch: int = 500) -> np.ndarray:
+def decode_tokens(model: PatchVQ, tokens: np.ndarray, codebook: Tensor | None = None, batch: int = 500) -> np.ndarray:
     """Return uint8 images (n, side, side, C) of integer tokens (n, grid * grid), row by row.
 
     `codebook`, float (N, d), replaces the model's own, as for rearranged tokens. Raises `InputError` when the tokens
@@ -117,7 +118,7 @@ def decode_tokens(model: VQModel, tokens: np.ndarray, codebook: Tensor | None = 
     return np.concatenate([to_uint8(model.decode_codes(part, codebook)) for part in grids.split(batch)])
 
 
-def describe_tokenizer(model: VQModel, images: np.ndarray, train_tokens: np.ndarray | None = None) -> dict[str, float]:
+def describe_tokenizer(model: PatchVQ, images: np.ndarray, train_tokens: np.ndarray | None = None) -> dict[str, float]:
     """Measure the tokenizer on held-out uint8 images (n, side, side, C).
 
     Returns `psnr` in dB (the mean over images of each image's PSNR, on the levels 0 ... 255, at most 100), `usage`

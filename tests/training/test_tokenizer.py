@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from iar_study.config import TokenizerConfig
 from iar_study.errors import InputError
-from iar_study.models.vq import VQModel, to_float
+from iar_study.models.patch_vq import PatchVQ
+from iar_study.models.vq import to_float
 from iar_study.training import tokenizer as module
 from iar_study.training.tokenizer import (
     decode_tokens,
@@ -28,11 +29,11 @@ SHORT = replace(CONFIG, steps=8)
 
 
 @pytest.fixture(scope="module")
-def model() -> VQModel:
+def model() -> PatchVQ:
     return train_tokenizer(TRAIN, CONFIG, threads=1)
 
 
-def test_training_makes_a_useful_tokenizer(model: VQModel) -> None:
+def test_training_makes_a_useful_tokenizer(model: PatchVQ) -> None:
     metrics = describe_tokenizer(model, TEST)
     assert metrics["psnr"] > describe_tokenizer(train_tokenizer(TRAIN, SHORT, threads=1), TEST)["psnr"] + 2
     assert metrics["psnr"] > 15
@@ -54,7 +55,7 @@ def test_training_again_gives_the_same_bits(threads: int) -> None:
 def test_the_codebook_starts_on_encoder_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     moved = []
 
-    def recorded(model: VQModel, codes: torch.Tensor, images: torch.Tensor) -> None:
+    def recorded(model: PatchVQ, codes: torch.Tensor, images: torch.Tensor) -> None:
         move_onto_outputs(model, codes, images)
         moved.append(codes.clone())
 
@@ -66,7 +67,7 @@ def test_the_codebook_starts_on_encoder_outputs(monkeypatch: pytest.MonkeyPatch)
 
 def test_moved_codes_lie_on_encoder_outputs_and_the_others_stay() -> None:
     torch.manual_seed(0)
-    model, images = VQModel(CONFIG, 1), to_float(TRAIN[:8])
+    model, images = PatchVQ(CONFIG, 1), to_float(TRAIN[:8])
     before = model.quantize.embedding.weight.detach().clone()
     codes = torch.arange(64) % 3 == 0
     move_onto_outputs(model, codes, images)
@@ -78,7 +79,7 @@ def test_moved_codes_lie_on_encoder_outputs_and_the_others_stay() -> None:
 
 
 def test_more_codes_than_outputs_can_be_moved() -> None:
-    model = VQModel(replace(CONFIG, codebook_size=100), 1)
+    model = PatchVQ(replace(CONFIG, codebook_size=100), 1)
     move_onto_outputs(model, torch.ones(100, dtype=torch.bool), to_float(TRAIN[:2]))  # 2 * 16 outputs
     assert torch.isfinite(model.codebook()).all()
 
@@ -93,7 +94,7 @@ def test_revival_brings_back_dead_codes_and_then_stops(monkeypatch: pytest.Monke
         steps[0] += 1
         return batch_indices(*args)
 
-    def collapsed_start(model: VQModel, codes: torch.Tensor, images: torch.Tensor) -> None:
+    def collapsed_start(model: PatchVQ, codes: torch.Tensor, images: torch.Tensor) -> None:
         calls.append(steps[0])
         if codes.all() and steps[0] == 1:
             model.quantize.embedding.weight.data[:] = 1
@@ -111,7 +112,7 @@ def test_revival_brings_back_dead_codes_and_then_stops(monkeypatch: pytest.Monke
     assert describe_tokenizer(train_tokenizer(TRAIN, CONFIG, threads=1), TEST)["usage"] < 0.3
 
 
-def test_tokens_and_images(model: VQModel) -> None:
+def test_tokens_and_images(model: PatchVQ) -> None:
     tokens = encode_images(model, TEST, batch=100)
     assert tokens.shape == (len(TEST), 16)
     assert tokens.dtype == np.int32
@@ -125,7 +126,7 @@ def test_tokens_and_images(model: VQModel) -> None:
     np.testing.assert_array_equal(rearranged, images)
 
 
-def test_description_is_what_it_says(model: VQModel) -> None:
+def test_description_is_what_it_says(model: PatchVQ) -> None:
     decoded = decode_tokens(model, encode_images(model, TEST[:20])).astype(float)
     each = [20 * math.log10(255) - 10 * math.log10(((a - b) ** 2).mean()) for a, b in zip(TEST, decoded, strict=False)]
     metrics = describe_tokenizer(model, TEST[:20], train_tokens=np.array([[0, 0, 1, 1], [2, 2, 3, 3]]))
@@ -150,7 +151,7 @@ def test_colour_images_of_32_pixels() -> None:
     assert decode_tokens(model, tokens).shape == images.shape
 
 
-def test_bad_input(model: VQModel) -> None:
+def test_bad_input(model: PatchVQ) -> None:
     with pytest.raises(InputError, match="do not divide"):
         train_tokenizer(TRAIN, replace(SHORT, patch=3), threads=1)
     with pytest.raises(InputError, match=r"not finite at step 20; lower tokenizer\.lr"):

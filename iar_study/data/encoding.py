@@ -1,0 +1,209 @@
+"""Encode images of one's own with a tokenizer, as LlamaGen's `extract_codes_c2i.py` does, into folders of codes.
+
+Training images are seen from several sides (ten crops, or the picture and its mirror image) and each is encoded, so
+that the tokenizer is not needed again; held-out images are encoded once, as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iar_study.config import DataConfig
+from iar_study.data.folder import Split, list_folder, read_picture
+from iar_study.data.images import load_images
+from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
+from iar_study.errors import InputError
+from iar_study.models.patch_vq import PatchVQ
+from iar_study.models.vq import Tokenizer, VQModel, to_float
+from iar_study.storage import digest
+
+Augmentation = Literal["ten-crop", "flip", "none"]
+COUNTS: dict[Augmentation, int] = {"ten-crop": 10, "flip": 2, "none": 1}
+
+Shape = Callable[[Image.Image], np.ndarray]
+"""Makes the views of a picture."""
+
+NAMED = {"digits": 8, "fashion-mnist": 28}
+"""The data sets that have a name, with their images' side."""
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return LlamaGen's tokenizer of a checkpoint, or a study's of `runs/cache/tokenizer-*.safetensors`."""
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError(f"{path} cannot be read (no such file); check the path")
+        return PatchVQ.load(path)
+    return VQModel.load_llamagen(path)
+
+
+def center_crop(picture: Image.Image, side: int) -> np.ndarray:
+    """Return the largest central square, resized to uint8 (side, side, C), as guided-diffusion does.
+
+    A large picture is halved by box averages while it stays twice as large, then resized by bicubic interpolation.
+    """
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = side / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def ten_crops(square: np.ndarray, side: int) -> np.ndarray:
+    """Return the corners and the centre of uint8 (S, S, C), then those of its mirror image: (10, side, side, C).
+
+    The order is torchvision's `TenCrop`: top left, top right, bottom left, bottom right, centre.
+    """
+    far = len(square) - side
+    middle = round(far / 2)
+    corners = ((0, 0), (0, far), (far, 0), (far, far), (middle, middle))
+    return np.stack([image[y : y + side, x : x + side] for image in (square, square[:, ::-1]) for y, x in corners])
+
+
+def views(picture: Image.Image, side: int, augmentation: Augmentation, crop_range: float) -> np.ndarray:
+    """Return what is encoded of one picture, uint8 (augmentations, side, side, C).
+
+    ten-crop : crops of the centre crop of `int(side * crop_range)` pixels; flip : the centre crop and its mirror image;
+    none : the centre crop alone.
+    """
+    if augmentation == "ten-crop":
+        return ten_crops(center_crop(picture, int(side * crop_range)), side)
+    square = center_crop(picture, side)
+    return np.stack([square, square[:, ::-1]] if augmentation == "flip" else [square])
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Pictures that are made one by one: `views(i)` are those of picture i, uint8 (augmentations, side, side, C)."""
+
+    labels: np.ndarray
+    views: Callable[[int], np.ndarray]
+    digest: str
+
+
+def extract_codes(
+    images: str,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    augmentation: Augmentation = "ten-crop",
+    image_size: int | None = None,
+    crop_range: float = 1.1,
+    batch: int = 16,
+    device: str | None = None,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> dict[str, ExtractedCodes]:
+    """Encode the train and the test split of `images` into `folder`/train and `folder`/test, or go on with it.
+
+    The pictures of train are in the order of class and file, those of test in a fixed mixed order, as in a study on the
+    same images. A picture is decoded as `data.folder` does, then cropped as LlamaGen does.
+
+    Parameters
+    ----------
+    images : `digits`, `fashion-mnist`, or the path of a folder with train/CLASS/picture and test/CLASS/picture, or with
+        CLASS/picture, of which a fixed tenth of every class becomes the test split.
+    augmentation, crop_range : of train, see `views`; test has one view, the centre crop.
+    image_size : side in pixels; default: a named set's own, else 256 for LlamaGen's tokenizer, 32 for a study's.
+    batch : pictures that are encoded at once, a view at a time. As the last bits of a sum may depend on it, an
+        interrupted call goes on with the same batch only, and on the same kind of device.
+    device : default: cuda where there is one, else cpu.
+    progress : called with (what, pictures done, pictures in all, detail).
+
+    Raises
+    ------
+    InputError : a picture cannot be read, the images do not fit the tokenizer, or `folder` holds other codes.
+    """
+    side = image_size or NAMED.get(images) or (256 if isinstance(tokenizer, VQModel) else 32)
+    if side % tokenizer.patch:
+        raise InputError(f"images of {side} pixels do not divide into patches of {tokenizer.patch}; set --image-size")
+    if batch < 1 or crop_range < 1:
+        raise InputError(f"batch {batch} and crop range {crop_range} must be 1 or more")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device; use --device cpu")
+    augmentations: dict[str, Augmentation] = {"train": augmentation, "test": "none"}
+    mode = "L" if tokenizer.in_channels == 1 else "RGB"
+
+    def shape_of(seen: Augmentation) -> Shape:
+        return lambda picture: views(picture.convert(mode), side, seen, crop_range)
+
+    splits, class_names = _open_images(images, {name: shape_of(seen) for name, seen in augmentations.items()})
+    weights = tokenizer.state_dict()
+    recipe = {
+        "tokenizer": digest(*(part for name in sorted(weights) for part in (name, weights[name].cpu().numpy()))),
+        "image_size": side,
+        "batch": batch,
+        "device": device,
+    }
+    tokenizer = tokenizer.to(device).eval()
+    found = {}
+    for name, split in splits.items():
+        seen = augmentations[name]
+        plan: dict[str, Any] = {
+            "images": len(split.labels),
+            "augmentations": COUNTS[seen],
+            "tokens": (side // tokenizer.patch) ** 2,
+            "codebook_size": len(tokenizer.codebook()),
+            "classes": len(class_names),
+            "class_names": list(class_names),
+            "source": {"images": split.digest, "augmentation": seen, **recipe},
+        }
+        if seen == "ten-crop":
+            plan["source"]["crop_range"] = crop_range
+        found[name] = write_codes(
+            Path(folder) / name,
+            plan,
+            partial(_encode, split, tokenizer, batch, device),
+            step=batch,
+            progress=partial(progress, f"encoding {name}") if progress else None,
+        )
+    return found
+
+
+def _open_images(images: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Split], tuple[str, ...]]:
+    """Return the splits, by the names that `shapes` has, and the class names; a folder's pictures stay on the disk."""
+    if images in NAMED:
+        loaded = load_images(DataConfig(name=images))
+
+        def of_array(pixels: np.ndarray, labels: np.ndarray, shape: Shape) -> _Split:
+            return _Split(labels, lambda i: shape(Image.fromarray(pixels[i, :, :, 0])), digest(pixels, labels))
+
+        arrays = {"train": (loaded.train, loaded.train_labels), "test": (loaded.test, loaded.test_labels)}
+        return {name: of_array(*arrays[name], shape) for name, shape in shapes.items()}, loaded.class_names
+
+    root, train, test, class_names = list_folder(Path(images.removeprefix("folder:")).expanduser())
+
+    def of_folder(split: Split, shape: Shape) -> _Split:
+        pictures = split.pictures
+        return _Split(
+            split.labels,
+            lambda i: read_picture(pictures[i].path, shape),
+            digest(split.listing(root), split.labels),
+        )
+
+    found = {"train": train, "test": test}
+    return {name: of_folder(found[name], shape) for name, shape in shapes.items()}, class_names
+
+
+def _encode(split: _Split, tokenizer: Tokenizer, batch: int, device: str, start: int) -> Iterable[Batch]:
+    """Give the tokens and classes of the pictures from `start` on, a batch at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for first in range(start, len(split.labels), batch):
+            numbers = range(first, min(first + batch, len(split.labels)))
+            pictures = np.stack(list(threads.map(split.views, numbers)))
+            tokens = [
+                tokenizer.encode(to_float(pictures[:, view]).to(device)).flatten(1).cpu().numpy()
+                for view in range(pictures.shape[1])
+            ]
+            yield np.stack(tokens, axis=1), split.labels[first : first + batch]
