@@ -12,8 +12,11 @@ study = Study(
         *(
             Arm(name, description, {"clustering.strategy": name, "loss.cluster_weight": 1.0})
             for name, description in (
-                ("balanced", "balanced k-means: equal sizes"),
+                ("balanced", "balanced k-means: equal sizes, the best assignment"),
+                ("greedy", "balanced k-means as in the released code: equal sizes, a greedy assignment"),
                 ("plain", "plain k-means: unequal sizes"),
+                ("agglomerative", "merged by the distances of their codes: unequal sizes"),
+                ("agglomerative-equal", "the same, brought to equal sizes"),
                 ("random", "random clusters of equal size"),
             )
         ),

@@ -13,6 +13,11 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+LEGEND = """
+gap: the share of the inertia that an optimal assignment to the same centroids would save; similarity: mean cosine
+within clusters and between them; neighbours: how many of the 8 nearest by index are among the 8 nearest in space;
+path: length of the path through all codes in this order, as a share of a random order's"""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 fine, 1 a trial failed, 2 bad input, 130 interrupted."""
@@ -76,6 +81,61 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("study", nargs="?", metavar="STUDY", help="default: every study that was run here")
     report.add_argument("-o", "--output", metavar="FOLDER", help="default: reports/ of the workspace")
 
+    encode = command(
+        "encode",
+        _encode,
+        "Turn images into codes, memory-mapped, with LlamaGen's augmentations of the training images. The same command "
+        "goes on after an interruption, and ends with the same bytes.",
+        "iar-study encode pictures/ --tokenizer vq_ds16_c2i.pt -o codes/",
+    )
+    encode.add_argument("images", metavar="IMAGES", help="digits, fashion-mnist or the folder of a --data folder:PATH")
+    encode.add_argument(
+        "--tokenizer", required=True, metavar="T", help="LlamaGen's .pt, or a study's tokenizer-*.safetensors"
+    )
+    encode.add_argument("-o", "--output", required=True, metavar="CODES", help="folder that gets train/ and test/")
+    encode.add_argument(
+        "--augment", choices=["ten-crop", "flip", "none"], default="ten-crop", help="of train (default: ten-crop)"
+    )
+    encode.add_argument("--crop-range", type=float, default=1.1, help="side that is ten-cropped (default: 1.1 sides)")
+    encode.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the set's own, or 256 for LlamaGen")
+    encode.add_argument("--batch", type=int, default=16, metavar="B", help="images at once (default: 16)")
+    encode.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+
+    rearrange = command(
+        "rearrange",
+        _rearrange,
+        "Cluster a codebook and rearrange it so that the codes of a cluster are contiguous. Nothing is trained.",
+        "iar-study rearrange vq_ds16_c2i.pt --clusters 128 -o rearranged.safetensors",
+    )
+    _add_codebook(rearrange)
+    rearrange.add_argument("--clusters", type=int, required=True, metavar="N", help="number of clusters")
+    rearrange.add_argument("--strategy", default="balanced", metavar="S", help="default: balanced; `inspect` lists all")
+    rearrange.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_orders(rearrange, "none")
+    rearrange.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help=".safetensors, or .pt for the tensor the authors' code reads",
+    )
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "Describe a codebook; with --clusters, compare strategies on it. A language model's embeddings will do too.",
+        "iar-study inspect vq_ds16_c2i.pt --clusters 128",
+    )
+    _add_codebook(inspect)
+    inspect.add_argument("--tokens", metavar="FILE", help=".npy of tokens: also tell the use of the codes")
+    inspect.add_argument("--clusters", type=int, metavar="N", help="compare the strategies at N clusters")
+    inspect.add_argument("--strategies", nargs="+", metavar="S", help="only these (default: all)")
+    inspect.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_orders(inspect, "chain")
+    inspect.add_argument(
+        "--rearrangement", metavar="FILE", help="judge this one: a .safetensors, or the authors' .pt with --clusters"
+    )
+
     ui = command(
         "ui", _ui, "Open the runs in MLflow's web page: starts `mlflow ui` on the right store.", "iar-study ui"
     )
@@ -89,6 +149,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--data", metavar="D", help="also load this data set")
     return parser
+
+
+def _add_codebook(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("codebook", metavar="CODEBOOK", help=".npy, .npz, .safetensors, or a .pt or .ckpt checkpoint")
+    parser.add_argument(
+        "--lookup", choices=["cosine", "euclidean"], help="default: the checkpoint's own, cosine where it does not tell"
+    )
+    parser.add_argument("--tensor", metavar="NAME", help="the table in the file, where it holds several")
+
+
+def _add_orders(parser: argparse.ArgumentParser, default: str) -> None:
+    text = f"none, chain, spectral or path (default: {default})"
+    parser.add_argument("--within", default=default, metavar="O", help=f"order of the codes inside a cluster: {text}")
+    parser.add_argument("--between", default=default, metavar="O", help=f"order of the clusters: {text}")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -163,6 +237,98 @@ def _report(arguments: argparse.Namespace) -> int:
         print(write_report(load_results(workspace, study), folder))
     write_index(folder)
     return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.data.encoding import extract_codes, load_tokenizer
+    from iar_study.study.display import Display
+
+    folder = Path(arguments.output)
+    with Display() as display:
+        found = extract_codes(
+            arguments.images,
+            load_tokenizer(Path(arguments.tokenizer)),
+            folder,
+            augmentation=arguments.augment,
+            image_size=arguments.image_size,
+            crop_range=arguments.crop_range,
+            batch=arguments.batch,
+            device=arguments.device,
+            progress=display.update,
+        )
+    for split, extracted in found.items():
+        images, augmentations, tokens = extracted.codes.shape
+        print(f"{folder / split}: {images} images x {augmentations} augmentations x {tokens} tokens")
+    return 0
+
+
+def _rearrange(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.codebook import Codebook
+    from iar_study.codebook.analysis import rearrange
+    from iar_study.study.display import Display
+
+    output = Path(arguments.output)
+    if output.suffix not in (".safetensors", ".pt"):
+        raise InputError(f"-o {output}: a rearrangement is written as .safetensors or .pt")
+    codebook = Codebook.load(Path(arguments.codebook), arguments.lookup, arguments.tensor)
+    with Display() as display:
+        arranged, facts = rearrange(
+            codebook,
+            arguments.strategy,
+            arguments.clusters,
+            seed=arguments.seed,
+            within=arguments.within,
+            between=arguments.between,
+            progress=lambda *at: display.update("clustering", *at),
+        )
+    arranged.save(output, facts)
+    print(table(facts))
+    print(f"written to {output}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.codebook import STRATEGIES, Codebook
+    from iar_study.codebook.analysis import compare_strategies, judge, load_tokens, summary
+    from iar_study.codebook.rearrangement import load_rearrangement
+    from iar_study.study.display import Display
+
+    codebook = Codebook.load(Path(arguments.codebook), arguments.lookup, arguments.tensor)
+    print(codebook.source)
+    use = codebook.use(load_tokens(Path(arguments.tokens))) if arguments.tokens else None
+    print(table(summary(codebook, use)))
+    if arguments.rearrangement:
+        arranged = load_rearrangement(Path(arguments.rearrangement), arguments.clusters)
+        print(f"\n{arguments.rearrangement}\n{table(judge(codebook, arranged, use))}")
+    elif arguments.clusters is not None:
+        with Display() as display:
+            compared = compare_strategies(
+                codebook.points,
+                arguments.clusters,
+                arguments.strategies or list(STRATEGIES),
+                seed=arguments.seed,
+                within=arguments.within,
+                between=arguments.between,
+                progress=lambda *at: display.update("comparing", *at),
+            )
+        print(f"\n{arguments.clusters} clusters\n{compared.to_string(index=False, float_format='{:.4g}'.format)}")
+    if arguments.rearrangement or arguments.clusters is not None:
+        print(LEGEND)
+    return 0
+
+
+def table(facts: Any) -> str:
+    """Return named facts as aligned lines."""
+    width = max(map(len, facts.keys()))
+    return "\n".join(
+        f"  {name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}" for name, value in facts.items()
+    )
 
 
 def _ui(arguments: argparse.Namespace) -> int:

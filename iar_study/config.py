@@ -61,7 +61,9 @@ class ClassifierConfig:
 class ClusteringConfig:
     """How the codes are grouped before training; `none` keeps the original order and forms no clusters."""
 
-    strategy: Literal["none", "balanced", "plain", "blocks", "random"] = "none"
+    strategy: Literal[
+        "none", "balanced", "greedy", "plain", "blocks", "random", "agglomerative", "agglomerative-equal"
+    ] = "none"
     n_clusters: Count = 32
     seed: Seed = 0
 

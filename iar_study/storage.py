@@ -67,13 +67,56 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote: (arrays, metadata). Raise `InputError` when the file is damaged."""
+    """Read what `save_arrays` wrote: (arrays, metadata). Raise `InputError` when the file is missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
+
+
+def load_torch(path: Path) -> Any:
+    """Return what `torch.save` wrote, on the CPU; no code in it is run.
+
+    Raises `InputError`, in one line, for a file that is missing, damaged, or holds more than tensors, plain values and
+    an `argparse.Namespace` (LlamaGen keeps its options beside the weights).
+    """
+    from argparse import Namespace
+    from pickle import UnpicklingError
+
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"no file at {path}")
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except (
+        Exception
+    ) as error:  # of a damaged file torch raises all kinds: RuntimeError, EOFError, OSError, KeyError ...
+        if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(
+                f"{path} holds more than weights, which is not loaded because it could run code; "
+                f"save its weights alone: torch.save({{'state_dict': checkpoint['state_dict']}}, 'weights.pt')"
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise InputError(
+            f"{path} is damaged or no file of torch's ({reason}); fetch it again, or name another"
+        ) from error
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """Write `content` with `torch.save`, atomically."""
+    import torch
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer hides the operating system's refusal behind one of its own
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def digest(*parts: Any) -> str:

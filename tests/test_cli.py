@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from iar_study.cli import build_parser, main
+from iar_study.codebook import Codebook, Rearrangement
+from iar_study.codebook.rearrangement import load_rearrangement
+from iar_study.storage import load_arrays
 from tests.study.conftest import make_workspace
 
 
@@ -64,6 +68,66 @@ def test_a_full_disk_is_one_line_and_exit_code_2(workspace):
     assert not any((workspace.root / "runs").rglob("*.tmp"))
 
 
+@pytest.fixture
+def codebook(tmp_path):
+    path = tmp_path / "codebook.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32))
+    return path
+
+
+def test_rearrange_writes_what_the_package_reads(codebook, tmp_path, capsys):
+    output = tmp_path / "out" / "rearranged.safetensors"
+    assert main(["rearrange", str(codebook), "--clusters", "8", "--within", "chain", "-o", str(output)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("inertia", "gap", "seconds", "look-up taken to be by cosine", str(output)):
+        assert word in shown
+    arranged, facts = Rearrangement.load(output), load_arrays(output)[1]
+    assert (np.diff(arranged.boundaries) == 8).all()
+    assert facts["strategy"] == "balanced"
+    assert facts["digest"] == Codebook.load(codebook).digest
+    assert main(["rearrange", str(codebook), "--clusters", "8", "-o", str(tmp_path / "mapping.pt")]) == 0
+    assert load_rearrangement(tmp_path / "mapping.pt", 8).labels.shape == (64,)
+
+
+def test_inspect_describes_compares_and_judges(codebook, tmp_path, capsys):
+    np.save(tmp_path / "tokens.npy", np.arange(32))
+    assert main(["inspect", str(codebook), "--tokens", str(tmp_path / "tokens.npy"), "--clusters", "8"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("dead codes", "spanning tree", "balanced", "agglomerative-equal", "neighbours: how many"):
+        assert word in shown
+    saved = tmp_path / "r.safetensors"
+    main(["rearrange", str(codebook), "--clusters", "8", "-o", str(saved)])
+    assert main(["inspect", str(codebook), "--rearrangement", str(saved)]) == 0
+    assert "within_similarity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rearrange", "CODEBOOK", "--clusters", "7", "-o", "x.safetensors"], "7 does not divide the 64 codes"),
+        (["rearrange", "CODEBOOK", "--clusters", "8", "-o", "x.txt"], "written as .safetensors or .pt"),
+        (["rearrange", "nowhere.npy", "--clusters", "8", "-o", "x.pt"], "no codebook at nowhere.npy"),
+        (
+            ["rearrange", "CODEBOOK", "--clusters", "8", "--strategy", "blanced", "-o", "x.pt"],
+            "did you mean 'balanced'",
+        ),
+        (["rearrange", "CODEBOOK", "--clusters", "8", "--within", "chian", "-o", "x.pt"], "did you mean 'chain'"),
+        (["rearrange", "CODEBOOK", "--clusters", "8", "--tensor", "w", "-o", "x.pt"], "no table 'w'"),
+        (["rearrange", "CODEBOOK", "--clusters", "8", "-o", "CODEBOOK/x.pt"], "cannot write"),
+        (["inspect", "CODEBOOK", "--tokens", "nowhere.npy"], "no tokens in nowhere.npy"),
+        (["inspect", "CODEBOOK", "--rearrangement", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["inspect", "CODEBOOK", "--clusters", "0"], "0 clusters do not fit"),
+    ],
+)
+def test_bad_input_about_a_codebook_is_one_line_and_exit_code_2(codebook, capsys, arguments, message, monkeypatch):
+    monkeypatch.chdir(codebook.parent)
+    assert main([part.replace("CODEBOOK", str(codebook)) for part in arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("iar-study: ")
+    assert message in last
+    assert not list(codebook.parent.glob("x.*"))
+
+
 def test_list_shows_every_study_and_profile(workspace, capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
@@ -86,7 +150,7 @@ def test_doctor_says_what_does_not_fit(workspace, capsys):
     assert "is no MLflow store" in shown
 
 
-@pytest.mark.parametrize("command", ["list", "run", "report", "ui", "doctor"])
+@pytest.mark.parametrize("command", ["list", "run", "report", "rearrange", "inspect", "encode", "ui", "doctor"])
 def test_help_gives_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args([command, "--help"])

@@ -60,7 +60,7 @@ class Assignment:
     @property
     def relative_gap(self) -> float:
         """gap / |cost|; 0 where both are 0."""
-        return self.gap / abs(self.cost) if self.gap else 0.0
+        return float(np.divide(self.gap, abs(self.cost))) if self.gap else 0.0
 
 
 def constrained_assignment(
@@ -101,7 +101,7 @@ def constrained_assignment(
             raise InputError(f"costs must be finite; row {row} has a NaN, an infinite or a far too large entry")
         start = np.zeros(n + 1)
         if prices is not None:
-            start[:n] = _starting_prices(prices, span, free=bool((lower < upper).any()))
+            start[:n] = _starting_prices(prices, n, span, free=bool((lower < upper).any()))
         else:
             order = np.random.default_rng(0).permutation(points)
             sizes = [points]
@@ -144,11 +144,11 @@ def _bounds(points: int, n: int, size_min: ArrayLike, size_max: ArrayLike) -> tu
     return lower, np.minimum(upper, points)
 
 
-def _starting_prices(prices: ArrayLike, span: float, free: bool) -> np.ndarray:
+def _starting_prices(prices: ArrayLike, n: int, span: float, free: bool) -> np.ndarray:
     """Return given prices made harmless: wild ones would only cost precision. `free` when some sizes may vary."""
     start = np.asarray(prices, np.float64)
-    if not np.isfinite(start).all():
-        raise InputError("prices must be finite")
+    if start.shape != (n,) or not np.isfinite(start).all():
+        raise InputError(f"prices must be {n} finite numbers, one for each cluster")
     # Where all sizes are fixed, a number added to all prices means nothing.
     return np.clip(start if free else start - start.mean(), -span, span)
 

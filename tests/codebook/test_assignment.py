@@ -179,6 +179,7 @@ def test_bad_input_is_named(cost, lower, upper, message):
         constrained_assignment(cost, lower, upper)
 
 
-def test_prices_must_be_finite():
-    with pytest.raises(InputError, match="prices must be finite"):
-        constrained_assignment(np.zeros((2, 2)), 1, 1, prices=[0, np.nan])
+@pytest.mark.parametrize("prices", [[0, np.nan], [0, 0, 0], 0.0])
+def test_prices_are_one_finite_number_for_each_cluster(prices):
+    with pytest.raises(InputError, match="prices must be 2 finite numbers"):
+        constrained_assignment(np.zeros((2, 2)), 1, 1, prices=prices)
