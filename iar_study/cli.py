@@ -127,7 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
         "iar-study inspect vq_ds16_c2i.pt --clusters 128",
     )
     _add_codebook(inspect)
-    inspect.add_argument("--tokens", metavar="FILE", help=".npy of tokens: also tell the use of the codes")
+    inspect.add_argument(
+        "--tokens", metavar="FILE", help="tokens (.npy, or a study's codes-*.safetensors): also tell how codes are used"
+    )
     inspect.add_argument("--clusters", type=int, metavar="N", help="compare the strategies at N clusters")
     inspect.add_argument("--strategies", nargs="+", metavar="S", help="only these (default: all)")
     inspect.add_argument("--seed", type=int, default=0, help="default: 0")

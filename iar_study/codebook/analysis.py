@@ -22,6 +22,7 @@ from iar_study.codebook.clustering import STRATEGIES, cluster_codes
 from iar_study.codebook.codebook import Codebook
 from iar_study.codebook.rearrangement import Rearrangement
 from iar_study.errors import InputError
+from iar_study.storage import load_arrays
 
 SAMPLE = 4096
 """Codes (evenly spaced over the indices) whose neighbours are looked for, if there are more."""
@@ -29,8 +30,8 @@ SAMPLE = 4096
 BLOCK = 2**24
 """Distances that are held at a time: 128 MB."""
 
-LARGEST_TREE = 65_536
-"""Codes up to which the minimum spanning tree is computed: its time grows with their square."""
+LARGEST_TREE = 5e10
+"""Codes squared times dimensions up to which the minimum spanning tree is computed: about half a minute."""
 
 
 def summary(codebook: Codebook, use: np.ndarray | None = None) -> pd.Series:
@@ -160,13 +161,13 @@ def path_lengths(points: np.ndarray, arrangements: Mapping[str, Rearrangement], 
 
     Columns: order, length (sum of the distances of successive codes) and of_random (its share of a random order's,
     the mean of 20). With `tree`, the row "spanning tree" is the minimum spanning tree, which no path undercuts; it is
-    left out beyond `LARGEST_TREE` codes.
+    left out for more and wider codes than `LARGEST_TREE` says.
     """
     rng = np.random.default_rng(0)
     random = np.mean([_path_length(points[rng.permutation(len(points))]) for _ in range(20)])
     lengths = {name: _path_length(arranged.rows(points)) for name, arranged in arrangements.items()}
     lengths["random order"] = float(random)
-    if tree and len(points) <= LARGEST_TREE:
+    if tree and len(points) ** 2 * points.shape[1] <= LARGEST_TREE:
         lengths["spanning tree"] = _spanning_tree(np.ascontiguousarray(points, dtype=np.float64))
     table = pd.DataFrame({"order": list(lengths), "length": list(lengths.values())})
     table["of_random"] = table["length"] / random if random else np.nan
@@ -266,7 +267,12 @@ def judge(codebook: Codebook, arranged: Rearrangement, use: np.ndarray | None = 
 
 
 def load_tokens(path: Path) -> np.ndarray:
-    """Read tokens, integers of any shape, from a `.npy` file, memory-mapped."""
+    """Read tokens, integers of any shape: a `.npy` file, memory-mapped, or a study's codes (`.safetensors`)."""
+    if path.suffix == ".safetensors":
+        arrays = load_arrays(path)[0]
+        if "train_tokens" not in arrays:
+            raise InputError(f"{path} holds no tokens; of a study, runs/cache/codes-*.safetensors does")
+        return arrays["train_tokens"]
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

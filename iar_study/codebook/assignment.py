@@ -93,7 +93,7 @@ def constrained_assignment(
     points, n = matrix.shape
     lower, upper = _bounds(points, n, size_min, size_max)
     with ThreadPoolExecutor(threads()) as pool:
-        each = pool.map if matrix.size > 2**17 else map
+        each = pool.map if matrix.size > 2**20 else map  # below, threads cost more than they save
         ranges = _pass(each, points, lambda start, stop: (matrix[start:stop].min(), matrix[start:stop].max()))
         span = float(max(high for _, high in ranges)) - float(min(low for low, _ in ranges))
         if not np.isfinite([*ranges, (span, span)]).all():

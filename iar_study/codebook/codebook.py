@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from iar_study.codebook.clustering import comparable
 from iar_study.errors import InputError
-from iar_study.storage import digest, load_arrays, load_torch
+from iar_study.storage import digest, load_torch
 
 Lookup = Literal["cosine", "euclidean"]
 
@@ -71,9 +72,9 @@ class Codebook:
         """
         if not path.is_file():
             raise InputError(f"no codebook at {path}")
-        arrays, source, rule = _read(path)
-        vectors = _choose(arrays, path, name)
-        if lookup is None and source in ("array", "arrays", "weights"):
+        tables, source, rule = _read(path)
+        vectors = np.asarray(tables[_choose({key: table.shape for key, table in tables.items()}, path, name)][:])
+        if lookup is None and source == "array":
             source += f"; look-up taken to be by {rule}"
         if vectors.dtype != np.float64:
             vectors = vectors.astype(np.float32)
@@ -107,15 +108,20 @@ class Codebook:
         return np.bincount(tokens.ravel(), minlength=len(self.vectors))
 
 
-def _read(path: Path) -> tuple[Mapping[str, np.ndarray], str, Lookup]:
-    """Return the named arrays of a file, what kind of file it is, and its look-up rule."""
-    if path.suffix == ".npy":
-        return {"array": _load_numpy(path)}, "array", "cosine"
-    if path.suffix == ".npz":
-        return _load_numpy(path), "arrays", "cosine"
+Tables = Mapping[str, Any]
+"""Name -> a floating (N, d) table with a `shape`, which is read when it is sliced."""
+
+
+def _read(path: Path) -> tuple[Tables, str, Lookup]:
+    """Return the tables of a file, what kind of file it is, and its look-up rule."""
+    if path.suffix in (".npy", ".npz"):
+        loaded = _load_numpy(path)
+        arrays = {"array": loaded} if path.suffix == ".npy" else loaded
+        tables = {key: a for key, a in arrays.items() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}
+        return tables, "array", "cosine"
     if path.suffix == ".safetensors":
-        arrays = load_arrays(path)[0]
-        return arrays, "tokenizer" if EMBEDDING in arrays else "arrays", "cosine"
+        stored = _open_safetensors(path)
+        return stored, "tokenizer" if EMBEDDING in stored else "array", "cosine"
     if path.suffix in CHECKPOINT_SUFFIXES:
         return _load_checkpoint(path)
     known = ", ".join((".npy", ".npz", ".safetensors", *CHECKPOINT_SUFFIXES))
@@ -130,7 +136,38 @@ def _load_numpy(path: Path) -> Any:
         raise InputError(f"{path} is damaged or no NumPy file ({error})") from error
 
 
-def _load_checkpoint(path: Path) -> tuple[Mapping[str, np.ndarray], str, Lookup]:
+@dataclass(frozen=True)
+class _Stored:
+    """A table in a safetensors file: a language model's file is large, and only one table of it is wanted."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    bfloat16: bool
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if self.bfloat16:  # which NumPy does not know
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_tensor(self.name).float().numpy()[rows]
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(self.name)[rows]
+
+
+def _open_safetensors(path: Path) -> Tables:
+    tables = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                stored = file.get_slice(name)
+                shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+                if len(shape) == 2 and dtype in ("F64", "F32", "F16", "BF16"):
+                    tables[name] = _Stored(path, name, shape, dtype == "BF16")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error})") from error
+    return tables
+
+
+def _load_checkpoint(path: Path) -> tuple[Tables, str, Lookup]:
     import torch
 
     loaded = load_torch(path)
@@ -139,26 +176,26 @@ def _load_checkpoint(path: Path) -> tuple[Mapping[str, np.ndarray], str, Lookup]
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not named weights")
     key = next((key for key in LAYOUTS if isinstance(loaded.get(key), Mapping)), None)
-    source, rule = LAYOUTS[key] if key else ("weights", "cosine")
-    weights = loaded[key] if key else loaded
-    arrays = {
-        name: tensor.detach().float().numpy()
-        for name, tensor in weights.items()
+    source, rule = LAYOUTS[key] if key else ("array", "cosine")
+    tables = {
+        name: tensor.detach().float()
+        for name, tensor in (loaded[key] if key else loaded).items()
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 2
     }
-    return arrays, source, rule
+    return tables, source, rule
 
 
-def _choose(arrays: Mapping[str, np.ndarray], path: Path, name: str | None) -> np.ndarray:
-    """Return the array called `name`, or else the one that is called like a codebook, or else the only table."""
-    tables = {key: a for key, a in arrays.items() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}
-    listed = ", ".join(f"{key} {a.shape}" for key, a in list(tables.items())[:12]) or "none"
+def _choose(shapes: Mapping[str, tuple[int, ...]], path: Path, name: str | None) -> str:
+    """Return `name`, or else the one table that is called like a codebook, or else the only table."""
+    listed = ", ".join(f"{key} {tuple(shape)}" for key, shape in list(shapes.items())[:12]) or "none"
+    if len(shapes) > 12:
+        listed += f" and {len(shapes) - 12} more"
     if name is not None:
-        if name not in tables:
+        if name not in shapes:
             raise InputError(f"{path} holds no table {name!r}; its tables: {listed}")
-        return tables[name]
-    named = [key for key in tables if key == EMBEDDING or key.endswith(f".{EMBEDDING}") or key == "codebook"]
-    chosen = named or list(tables)
+        return name
+    named = [key for key in shapes if key == EMBEDDING or key.endswith(f".{EMBEDDING}") or key == "codebook"]
+    chosen = named or list(shapes)
     if len(chosen) != 1:
         raise InputError(f"{path}: which table is the codebook? Name it (--tensor NAME); its tables: {listed}")
-    return tables[chosen[0]]
+    return chosen[0]

@@ -24,6 +24,7 @@ from iar_study.codebook.analysis import (
     summary,
 )
 from iar_study.errors import InputError
+from iar_study.storage import save_arrays
 
 
 def example(seed: int = 0, size: int = 30, n: int = 4):
@@ -173,3 +174,14 @@ def test_tokens_that_cannot_be_read_are_named(tmp_path, content):
         (tmp_path / "tokens.npy").write_bytes(content)
     with pytest.raises(InputError, match=r"tokens\.npy"):
         load_tokens(tmp_path / "tokens.npy")
+
+
+def test_tokens_are_read_from_arrays_and_from_a_studys_codes(tmp_path):
+    tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
+    np.save(tmp_path / "tokens.npy", tokens)
+    save_arrays(tmp_path / "codes.safetensors", {"train_tokens": tokens, "codebook": np.zeros((6, 2))})
+    save_arrays(tmp_path / "other.safetensors", {"codebook": np.zeros((6, 2))})
+    for file in ("tokens.npy", "codes.safetensors"):
+        np.testing.assert_array_equal(load_tokens(tmp_path / file), tokens)
+    with pytest.raises(InputError, match="holds no tokens"):
+        load_tokens(tmp_path / "other.safetensors")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from iar_study.codebook import Codebook
 from iar_study.errors import InputError
@@ -24,11 +25,11 @@ WEIGHTS = {
 
 FILES = {
     "array.npy": (lambda path: np.save(path, VECTORS), "array", "cosine"),
-    "one.npz": (lambda path: np.savez(path, anything=VECTORS, labels=np.arange(3)), "arrays", "cosine"),
+    "one.npz": (lambda path: np.savez(path, anything=VECTORS, labels=np.arange(3)), "array", "cosine"),
     "ours.safetensors": (lambda path: save_file({NAME: VECTORS, "w": np.zeros((2, 2))}, path), "tokenizer", "cosine"),
     "trial.safetensors": (
         lambda path: save_file({"codebook": VECTORS, "x": np.zeros((2, 2))}, path),
-        "arrays",
+        "array",
         "cosine",
     ),
     "llamagen.pt": (
@@ -38,13 +39,13 @@ FILES = {
     ),
     "ema.pt": (lambda path: torch.save({"ema": WEIGHTS}, path), "LlamaGen", "cosine"),
     "taming.ckpt": (lambda path: torch.save({"state_dict": WEIGHTS, "epoch": 1}, path), "taming", "euclidean"),
-    "bare.pth": (lambda path: torch.save(WEIGHTS, path), "weights", "cosine"),
+    "bare.pth": (lambda path: torch.save(WEIGHTS, path), "array", "cosine"),
     "prefixed.bin": (
         lambda path: torch.save({"state_dict": {f"first_stage_model.{NAME}": WEIGHTS[NAME]}}, path),
         "taming",
         "euclidean",
     ),
-    "tensor.pt": (lambda path: torch.save(WEIGHTS[NAME], path), "weights", "cosine"),
+    "tensor.pt": (lambda path: torch.save(WEIGHTS[NAME], path), "array", "cosine"),
 }
 
 
@@ -66,9 +67,10 @@ def test_a_rule_that_a_file_does_not_tell_is_said_to_be_taken_for_granted(tmp_pa
 
 
 def test_half_precision_becomes_float32(tmp_path):
+    save_tensors({NAME: WEIGHTS[NAME].bfloat16()}, tmp_path / "half.safetensors", metadata={"format": "pt"})
     torch.save({"model": {NAME: WEIGHTS[NAME].bfloat16()}}, tmp_path / "half.pt")
     np.save(tmp_path / "half.npy", VECTORS.astype(np.float16))
-    for file in ("half.pt", "half.npy"):
+    for file in ("half.pt", "half.npy", "half.safetensors"):
         assert Codebook.load(tmp_path / file).vectors.dtype == np.float32
 
 
