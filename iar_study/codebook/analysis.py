@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numba import njit
 from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.clustering import STRATEGIES, cluster_codes
 from iar_study.codebook.codebook import Codebook
+from iar_study.codebook.kernels import TABLE64, float64, kernel
 from iar_study.codebook.rearrangement import Rearrangement
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays
@@ -335,7 +335,7 @@ def _path_length(ordered: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(ordered, axis=0), axis=1).sum())
 
 
-@njit(nogil=True, cache=True)
+@kernel(float64(TABLE64))
 def _spanning_tree(points: np.ndarray) -> float:
     """Return the length of the minimum spanning tree of all points, by Prim's algorithm without a list of edges."""
     size = len(points)

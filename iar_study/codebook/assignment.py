@@ -25,10 +25,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import config, njit
+from numba import config
+from numba.core.types import Tuple
 from numpy.typing import ArrayLike
 
 from iar_study.codebook.augmenting_paths import place_all
+from iar_study.codebook.kernels import TABLE32, TABLE64, float64, int32, int64, kernel, part, void
 from iar_study.errors import InputError
 
 EPSILON = float(np.finfo(np.float64).eps)
@@ -209,7 +211,12 @@ def _solve(
         widen *= 2 if enough else 4
 
 
-@njit(nogil=True, cache=True)
+@kernel(
+    *(
+        void(table, int64[::1], float64[::1], int32[::1], float64[::1], float64, int64, int64)
+        for table in (TABLE32, TABLE64)
+    )
+)
 def _take_cheapest(
     cost: np.ndarray,
     rows: np.ndarray,
@@ -248,7 +255,23 @@ def _take_cheapest(
         slack[k] = second - best
 
 
-@njit(nogil=True, cache=True)
+@part
+def _count(values: np.ndarray, limit: float) -> int:
+    """Return how many values are at most `limit`."""
+    count = 0
+    for value in values:
+        count += value <= limit
+    return count
+
+
+@kernel(
+    *(
+        Tuple([int64[::1], int32[::1], float64[::1]])(
+            table, int64[::1], int32[::1], float64[::1], int64[::1], float64, int64, int64, int64
+        )
+        for table in (TABLE32, TABLE64)
+    )
+)
 def _offer(
     cost: np.ndarray,
     rows: np.ndarray,
@@ -276,20 +299,29 @@ def _offer(
         i, own = rows[loose[q]], labels[loose[q]]
         for j in range(n):
             value[j] = cost[i, j] + prices[j]
-        limit = value[own] + reach
+        sure, limit = value[own], min(value[own] + reach, value.max())
         value[own] = np.inf
-        if most and (value <= limit).sum() > most:
-            limit = np.partition(value, most - 1)[most - 1]
+        if _count(value, limit) <= most:
+            sure = limit
+        else:  # bisect for a value that at most `most` reach
+            for _ in range(40):
+                middle = sure + (limit - sure) / 2
+                if _count(value, middle) > most:
+                    limit = middle
+                else:
+                    sure = middle
+            if _count(value, sure) > most:
+                sure = -np.inf
         begin = e
         cluster[e], move_cost[e] = own, cost[i, own]
         e += 1
         for j in range(n):
-            if value[j] < limit:
+            if value[j] <= sure:
                 cluster[e], move_cost[e] = j, cost[i, j]
                 e += 1
         for t in range(n):
             j = (i + t) % n
-            if value[j] == limit and j != own and e - begin <= most:
+            if sure < value[j] <= limit and e - begin <= most:
                 cluster[e], move_cost[e] = j, cost[i, j]
                 e += 1
         counts[q - start] = e - begin

@@ -11,12 +11,13 @@ points. Everything here is compiled; `assignment` prepares the input and certifi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from iar_study.codebook.kernels import boolean, float64, int32, int64, kernel, part
 
 # Moves are entries of parallel arrays (key, point, child, sibling); a heap is named by its root, an empty one by -1.
 
 
-@njit(nogil=True, cache=True)
+@part
 def _meld(x: int, y: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarray) -> int:
     """Join two heaps that are not empty; return the root."""
     if key[y] < key[x]:
@@ -26,7 +27,7 @@ def _meld(x: int, y: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarra
     return x
 
 
-@njit(nogil=True, cache=True)
+@part
 def _pop(root: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarray) -> int:
     """Return the heap without its root: melded in pairs from the left, and the pairs from the right."""
     rest, pairs = child[root], -1
@@ -50,15 +51,28 @@ def _pop(root: int, key: np.ndarray, child: np.ndarray, sibling: np.ndarray) -> 
     return root
 
 
-@njit(nogil=True, cache=True)
+@part
 def _longer(array: np.ndarray, size: int) -> np.ndarray:
     """Return a copy of `array` with room for `size` entries."""
     grown = np.empty(size, array.dtype)
-    grown[: len(array)] = array
+    for i in range(len(array)):  # a slice would compile for a second
+        grown[i] = array[i]
     return grown
 
 
-@njit(nogil=True, cache=True)
+@kernel(
+    boolean(
+        int32[::1],
+        int64[::1],
+        int32[::1],
+        float64[::1],
+        float64[::1],
+        int64[::1],
+        int64[::1],
+        int64[::1],
+        int64[::1],
+    )
+)
 def place_all(  # noqa: PLR0912 (one loop: a call in it would cost more than its body)
     labels: np.ndarray,
     first: np.ndarray,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.cluster import kmeans_plusplus
@@ -22,6 +21,7 @@ from sklearn.utils.extmath import row_norms
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iar_study.codebook.assignment import Assignment, constrained_assignment
+from iar_study.codebook.kernels import TABLE32, TABLE64, float64, int32, kernel
 
 
 class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -247,7 +247,7 @@ def _means(X: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray
     return np.where(counts[:, None] > 0, means, centers)
 
 
-@njit(nogil=True, cache=True)
+@kernel(*(float64[:, ::1](table, int32[::1], float64[:, ::1]) for table in (TABLE32, TABLE64)))
 def _sums(X: np.ndarray, labels: np.ndarray, sums: np.ndarray) -> np.ndarray:
     """Add every row of X to its cluster's row of `sums`, float64, in order: the same bits on any machine."""
     for i in range(len(X)):
@@ -256,7 +256,7 @@ def _sums(X: np.ndarray, labels: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return sums
 
 
-@njit(nogil=True, cache=True)
+@kernel(*(float64(table, int32[::1], table) for table in (TABLE32, TABLE64)))
 def _inertia(X: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> float:
     """Return the sum of squared distances of the rows of X to their centres."""
     total = 0.0

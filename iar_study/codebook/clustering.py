@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.balanced_kmeans import BalancedKMeans
+from iar_study.codebook.kernels import TABLE64, int64, kernel
 from iar_study.errors import InputError, nearest
 
 Progress = Callable[[int, int, str], None]
@@ -113,7 +113,7 @@ def _greedy(points: np.ndarray, n_clusters: int, seed: int, progress: Progress |
     return labels
 
 
-@njit(nogil=True, cache=True)
+@kernel(int64[::1](TABLE64, int64[::1], int64))
 def _first_come_first_served(distances: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
     """Put each code, in `order`, into its nearest cluster that has fewer than `size`; int64 (N,)."""
     labels = np.empty(len(order), np.int64)

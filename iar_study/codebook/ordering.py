@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from scipy.linalg import eigh
 from sklearn.metrics.pairwise import euclidean_distances
 
+from iar_study.codebook.kernels import TABLE64, int64, kernel, part, void
 from iar_study.errors import InputError, nearest
 
 LARGEST_SPECTRAL = 8192
@@ -60,7 +60,7 @@ def _path(vectors: np.ndarray) -> np.ndarray:
     return order
 
 
-@njit(nogil=True, cache=True)
+@part
 def _distance(vectors: np.ndarray, i: int, j: int) -> float:
     total = 0.0
     for k in range(vectors.shape[1]):
@@ -68,7 +68,7 @@ def _distance(vectors: np.ndarray, i: int, j: int) -> float:
     return np.sqrt(total)
 
 
-@njit(nogil=True, cache=True)
+@kernel(int64[::1](TABLE64, int64))
 def _grow_chain(vectors: np.ndarray, middle: int) -> np.ndarray:
     """Append the nearest vector that is left to the left end, then to the right end, in turn."""
     m = len(vectors)
@@ -95,7 +95,7 @@ def _grow_chain(vectors: np.ndarray, middle: int) -> np.ndarray:
     return chain[left : right + 1].copy()
 
 
-@njit(nogil=True, cache=True)
+@kernel(void(TABLE64, int64[::1]))
 def _two_opt(vectors: np.ndarray, order: np.ndarray) -> None:
     """Reverse stretches of the path `order` in place for as long as that shortens it."""
     m = len(order)
