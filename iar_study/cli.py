@@ -109,7 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_codebook(rearrange)
     rearrange.add_argument("--clusters", type=int, required=True, metavar="N", help="number of clusters")
-    rearrange.add_argument("--strategy", default="balanced", metavar="S", help="default: balanced; `inspect` lists all")
+    rearrange.add_argument(
+        "--strategy",
+        default="balanced",
+        metavar="S",
+        help="balanced (default), greedy, plain, blocks, random, agglomerative or agglomerative-equal",
+    )
     rearrange.add_argument("--seed", type=int, default=0, help="default: 0")
     _add_orders(rearrange, "none")
     rearrange.add_argument(
@@ -118,6 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="OUT",
         help=".safetensors, or .pt for the tensor the authors' code reads",
+    )
+    rearrange.add_argument(
+        "--checkpoint", metavar="OUT", help="of a LlamaGen tokenizer: also write it with its codes in the new order"
     )
 
     inspect = command(
@@ -290,6 +298,11 @@ def _rearrange(arguments: argparse.Namespace) -> int:
     arranged.save(output, facts)
     print(table(facts))
     print(f"written to {output}")
+    if arguments.checkpoint:
+        from iar_study.models.vq import save_rearranged
+
+        save_rearranged(Path(arguments.codebook), arranged.order, Path(arguments.checkpoint))
+        print(f"tokenizer with rearranged codes written to {arguments.checkpoint}")
     return 0
 
 

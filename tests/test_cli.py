@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from iar_study.cli import build_parser, main
-from iar_study.codebook import Codebook, Rearrangement
+from iar_study.codebook import ORDERINGS, STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.rearrangement import load_rearrangement
 from iar_study.storage import load_arrays
 from tests.study.conftest import make_workspace
@@ -89,6 +90,20 @@ def test_rearrange_writes_what_the_package_reads(codebook, tmp_path, capsys):
     assert load_rearrangement(tmp_path / "mapping.pt", 8).labels.shape == (64,)
 
 
+def test_rearrange_writes_the_tokenizer_in_the_new_order(tmp_path):
+    from iar_study.models.vq import VQConfig, VQModel
+
+    source, destination = tmp_path / "vq.pt", tmp_path / "rearranged.pt"
+    model = VQModel(VQConfig(multipliers=(1, 1), channels=32, z_channels=32, codebook_size=64, code_dim=4)).eval()
+    model.save_llamagen(source)
+    output = tmp_path / "r.safetensors"
+    given = ["--clusters", "8", "-o", str(output), "--checkpoint", str(destination)]
+    assert main(["rearrange", str(source), *given]) == 0
+    tokens = torch.arange(64).view(1, 8, 8)
+    moved = Rearrangement.load(output).tokens(tokens)
+    assert torch.equal(VQModel.load_llamagen(destination).decode_codes(moved), model.decode_codes(tokens))
+
+
 def test_inspect_describes_compares_and_judges(codebook, tmp_path, capsys):
     np.save(tmp_path / "tokens.npy", np.arange(32))
     assert main(["inspect", str(codebook), "--tokens", str(tmp_path / "tokens.npy"), "--clusters", "8"]) == 0
@@ -156,6 +171,13 @@ def test_help_gives_an_example(command, capsys):
         build_parser().parse_args([command, "--help"])
     assert stop.value.code == 0
     assert f"example: iar-study {command}" in capsys.readouterr().out
+
+
+def test_help_names_every_strategy_and_order(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["rearrange", "--help"])
+    shown = capsys.readouterr().out.replace(",", " ").split()
+    assert {*STRATEGIES, *ORDERINGS} <= set(shown)
 
 
 def test_help_and_list_do_not_load_torch_or_mlflow(workspace):
