@@ -6,7 +6,6 @@ with its weight names, so its checkpoints are read as they are. `PatchVQ`, in `p
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iar_study.errors import InputError
-from iar_study.storage import replacing
+from iar_study.storage import load_torch, save_torch
 
 CODEBOOK = "quantize.embedding.weight"
 RECENT_TOKENS = "quantize.codebook_used"
@@ -333,33 +332,15 @@ class VQModel(Tokenizer):
 
     def save_llamagen(self, path: Path) -> None:
         """Write the weights to `path` as a checkpoint that `load_llamagen` and LlamaGen's own code read."""
-        write_checkpoint({"model": self.state_dict()}, path)
+        save_torch(path, {"model": self.state_dict()})
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what torch saved at `path`, without running any code from it; raise `InputError` when that fails."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # LlamaGen keeps its options beside the weights
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
-    except Exception as error:  # of a damaged file torch raises all kinds: RuntimeError, EOFError, KeyError ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-        raise InputError(
-            f"{path} is no whole torch checkpoint of plain weights ({reason}); fetch or copy it again"
-        ) from error
+    """Return LlamaGen's checkpoint as it was saved; raise `InputError` for a damaged file or one that is no dict."""
+    content = load_torch(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint with 'model'")
     return content
-
-
-def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write `content` to `path` with `torch.save`, atomically."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer hides the operating system's refusal behind one of its own
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def save_rearranged(source: Path, order: np.ndarray, destination: Path) -> None:
@@ -396,7 +377,7 @@ def save_rearranged(source: Path, order: np.ndarray, destination: Path) -> None:
         checkpoint[name][CODEBOOK] = weights[CODEBOOK][rows]
         if ((recent >= 0) & (recent < size)).all():
             checkpoint[name][RECENT_TOKENS] = permutation[recent.long()].to(recent.dtype)
-    write_checkpoint(checkpoint, destination)
+    save_torch(destination, checkpoint)
 
 
 def _weights(checkpoint: Mapping[str, Any], name: str, path: Path) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def sample_and_measure(model: GPT, trial: Trial, class_names: tuple[str, ...], f
     labels = torch.arange(config.samples, device=trial.config.compute.device) % len(class_names)
     tokens = torch.cat(
         [
-            generate(model, part, guidance=config.guidance, temperature=config.temperature, generator=generator)
+            generate(model, part, cfg_scale=config.guidance, temperature=config.temperature, generator=generator)
             for part in labels.split(500)
         ]
     )

@@ -189,7 +189,7 @@ def test_other_settings_are_not_mixed_in(model: VQModel, pictures: Path, tmp_pat
     ("options", "message"),
     [
         (["nowhere"], "nowhere cannot be read"),
-        (["digits", "--tokenizer", "no.pt"], "no.pt cannot be read"),
+        (["digits", "--tokenizer", "no.pt"], "no file at no.pt"),
         (["digits", "--tokenizer", "no.safetensors"], "no.safetensors cannot be read"),
         (["digits", "--image-size", "15"], "images of 15 pixels do not divide into patches of 2"),
         (["digits", "--batch", "0"], "batch 0"),

@@ -76,7 +76,7 @@ def test_rearrangement_alone_equals_the_baseline_loss_by_loss(codes, config, tmp
                 assert a[name] == pytest.approx(b[name], rel=1e-9, abs=1e-9), (step, name)
     labels = torch.arange(20) % 2
     samples = [
-        generate(model.eval(), labels, guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(0))
+        generate(model.eval(), labels, cfg_scale=2.0, generator=torch.Generator().manual_seed(0))
         for model in (baseline, rearranged)
     ]
     assert torch.equal(*samples)
