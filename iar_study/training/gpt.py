@@ -91,7 +91,7 @@ def train_gpt(
     held_out = slice(0, config.evaluation.images)
     val_tokens = torch.from_numpy(rearrangement.tokens(codes.test_tokens[held_out])).long().to(device)
     val_labels = torch.from_numpy(codes.test_labels[held_out]).to(device)
-    own = torch.from_numpy(rearrangement.boundaries).to(device)
+    own = torch.from_numpy(rearrangement.boundaries)  # on the CPU, where the loss can look at them at no cost
     judge = Judge(judging, rearrangement, device)
     forward = torch.compile(model) if config.compute.compile else model
 

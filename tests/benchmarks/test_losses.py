@@ -1,40 +1,181 @@
-"""What the cluster loss costs: forward and backward of 1,024 targets over 16,384 codes, side by side in one run."""
+"""What the losses cost in time and memory: forward and backward over 16,384 codes, side by side with their peers.
 
+Each benchmark runs its peer before every round of its own, so that a busy machine slows both: the ratio is the median
+over these pairs. Peak memory is what a fresh process holds on top of its inputs at the worst moment of one step, as the
+Linux kernel counts it. Both are in `extra_info`, which `--benchmark-json` saves.
+"""
+
+import multiprocessing
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import joblib
 import pytest
 import torch
 import torch.nn.functional as F
 
-from iar_study.models.losses import token_and_cluster_cross_entropy
+from iar_study.models.losses import linear_token_and_cluster_cross_entropy, token_and_cluster_cross_entropy
 
-TARGETS, CODES, CLUSTERS = 1024, 16384, 128
+CODES, CLUSTERS = 16384, 128
+BOUNDARIES = torch.arange(0, CODES + 1, CODES // CLUSTERS)
+FAST_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not FAST_BFLOAT16, reason="bf16 is slow on this CPU")),
+    ],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
 
 
-def plain_cross_entropy(logits, targets, boundaries):
-    return F.cross_entropy(logits, targets)
+@pytest.fixture(autouse=True)
+def _all_cores():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(joblib.cpu_count())
+    yield
+    torch.set_num_threads(threads)
 
 
-def three_passes(logits, targets, boundaries):
-    """The form of the paper's formulas: cross-entropy over tokens, and again over the clusters' logsumexp."""
+def cross_entropy(logits, targets):
+    """The token loss alone: what training costs without IAR."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+def released_form(logits, targets):
+    """The form of the released code: cross-entropy over tokens, and again over the clusters' logsumexp."""
+    logits = logits.float()
     clusters = torch.logsumexp(logits.view(len(logits), CLUSTERS, -1), -1)
     return F.cross_entropy(logits, targets) + F.cross_entropy(clusters, targets // (CODES // CLUSTERS))
 
 
-def ours(logits, targets, boundaries):
-    tce, cce = token_and_cluster_cross_entropy(logits, targets, boundaries)
-    return tce + cce
+def ours(logits, targets):
+    return sum(token_and_cluster_cross_entropy(logits, targets, BOUNDARIES))
+
+
+def projected(loss):
+    """Logits, then a loss."""
+
+    def run(hidden, weight, targets):
+        return loss(hidden @ weight.T, targets)
+
+    return run
+
+
+def fused(hidden, weight, targets):
+    return sum(linear_token_and_cluster_cross_entropy(hidden, weight, targets, BOUNDARIES))
+
+
+LOSSES = {"cross_entropy": cross_entropy, "released_form": released_form, "ours": ours}
+PROJECTIONS = {
+    "logits_then_cross_entropy": projected(cross_entropy),
+    "logits_then_ours": projected(ours),
+    "fused": fused,
+}
+
+
+def logits_and_targets(dtype, rows=1024):
+    torch.manual_seed(0)
+    return torch.randn(rows, CODES).to(dtype).requires_grad_(), torch.randint(CODES, (rows,))
+
+
+def hidden_weight_and_targets(dtype, rows=8192):
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 768).to(dtype).requires_grad_()
+    return hidden, (0.02 * torch.randn(CODES, 768)).to(dtype).requires_grad_(), torch.randint(CODES, (rows,))
+
+
+def step(loss, inputs):
+    for x in inputs:
+        x.grad = None
+    loss(*inputs).backward()
+
+
+def memory_of(entry, process="self"):
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
+
+
+def measure(name, make_inputs, dtype, threads, pipe):
+    """In a process of its own: one step, and how far it rose above what was there before."""
+    torch.set_num_threads(threads)
+    loss = (LOSSES | PROJECTIONS)[name]
+    step(loss, make_inputs(dtype, rows=8))  # loads what is loaded once
+    inputs = make_inputs(dtype)
+    before = memory_of("VmRSS")
+    step(loss, inputs)
+    pipe.send(memory_of("VmHWM") - before)
+
+
+def peak_mb(name, make_inputs, dtype):
+    """Megabytes (2**20 bytes) that one step takes at most; None where there is no /proc."""
+    if not Path("/proc/self/status").exists():
+        return None
+    spawn = multiprocessing.get_context("spawn")  # fork would start with this process's memory
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=measure, args=(name, make_inputs, dtype, torch.get_num_threads(), sender))
+    process.start()
+    sender.close()
+    megabytes = receiver.recv()
+    process.join()
+    return round(megabytes)
+
+
+def race(benchmark, loss, peer, inputs, rounds):
+    """Benchmark `loss`, and return the median ratio of its time to that of `peer`, which runs before every round."""
+    seconds_of_peer = []
+
+    def run_peer():
+        started = time.perf_counter()
+        step(peer, inputs)
+        seconds_of_peer.append(time.perf_counter() - started)
+
+    step(loss, inputs)
+    benchmark.pedantic(step, args=(loss, inputs), setup=run_peer, rounds=rounds, warmup_rounds=1)
+    pairs = zip(benchmark.stats.stats.data, seconds_of_peer[-rounds:], strict=True)
+    return round(statistics.median(own / other for own, other in pairs), 3)
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("loss", [plain_cross_entropy, three_passes, ours], ids=lambda loss: loss.__name__)
-def test_loss_forward_and_backward(benchmark, loss):
-    torch.manual_seed(0)
-    logits = torch.randn(TARGETS, CODES, requires_grad=True)
-    targets = torch.randint(CODES, (TARGETS,))
-    boundaries = torch.arange(0, CODES + 1, CODES // CLUSTERS)
+@DTYPES
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("cross_entropy", "cross_entropy"),
+        ("released_form", "cross_entropy"),
+        ("ours", "cross_entropy"),
+        ("ours", "released_form"),
+    ],
+)
+def test_loss_forward_and_backward(benchmark, name, peer, dtype):
+    inputs = logits_and_targets(dtype)
+    benchmark.group = f"loss, forward and backward, {dtype}, 1,024 x 16,384, n = 128"
+    benchmark.extra_info["peak_mb"] = peak_mb(name, logits_and_targets, dtype)
+    benchmark.extra_info[f"time_over_{peer}"] = race(benchmark, LOSSES[name], LOSSES[peer], inputs, rounds=15)
 
-    def step():
-        logits.grad = None
-        loss(logits, targets, boundaries).backward()
 
-    benchmark.group = "loss forward and backward, float32, 1,024 x 16,384, n = 128"
-    benchmark.pedantic(step, rounds=8, warmup_rounds=2)
+@pytest.mark.bench
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_loss_forward_and_backward(benchmark, name):
+    inputs = logits_and_targets(torch.float32)
+    compiled = torch.compile(LOSSES[name], fullgraph=True)
+    peer = torch.compile(cross_entropy, fullgraph=True)
+    started = time.perf_counter()
+    step(compiled, inputs)
+    benchmark.group = "compiled loss, forward and backward, torch.float32, 1,024 x 16,384, n = 128"
+    benchmark.extra_info["compile_s"] = round(time.perf_counter() - started, 1)
+    benchmark.extra_info["time_over_cross_entropy"] = race(benchmark, compiled, peer, inputs, rounds=15)
+
+
+@pytest.mark.bench
+@DTYPES
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_projection_and_loss_forward_and_backward(benchmark, name, dtype):
+    inputs = hidden_weight_and_targets(dtype)
+    peer = PROJECTIONS["logits_then_ours"]
+    benchmark.group = f"projection and loss, forward and backward, {dtype}, 8,192 x 768 to 16,384, n = 128"
+    benchmark.extra_info["peak_mb"] = peak_mb(name, hidden_weight_and_targets, dtype)
+    benchmark.extra_info["time_over_logits_then_ours"] = race(benchmark, PROJECTIONS[name], peer, inputs, rounds=3)
