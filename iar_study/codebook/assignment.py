@@ -38,6 +38,9 @@ EPSILON = float(np.finfo(np.float64).eps)
 SAMPLE = 4
 """A cold start grows its sample by this factor, from between 4 and 16 points per cluster."""
 
+MISPLACED = 10
+"""Given prices that leave more than one in so many points misplaced are forgotten: a cold start is faster then."""
+
 NEAR = 32
 """Clusters that the first offer lists for a point."""
 
@@ -101,19 +104,11 @@ def constrained_assignment(
         if not np.isfinite([*ranges, (span, span)]).all():
             row = int(np.argmin(np.isfinite(matrix).all(1)))
             raise InputError(f"costs must be finite; row {row} has a NaN, an infinite or a far too large entry")
-        start = np.zeros(n + 1)
+        solved = None
         if prices is not None:
-            start[:n] = _starting_prices(prices, n, span, free=bool((lower < upper).any()))
-        else:
-            order = np.random.default_rng(0).permutation(points)
-            sizes = [points]
-            while sizes[-1] >= 4 * SAMPLE * n:
-                sizes.append(sizes[-1] // SAMPLE)
-            for size in sizes[:0:-1]:
-                share = size / points
-                sample = np.sort(order[:size])
-                start = _solve(matrix, sample, np.floor(lower * share), np.ceil(upper * share), start, each)[1]
-        labels, final, gap = _solve(matrix, np.arange(points), lower, upper, start, each)
+            start = np.append(_starting_prices(prices, n, span, free=bool((lower < upper).any())), 0.0)
+            solved = _solve(matrix, np.arange(points), lower, upper, start, each, patience=points // MISPLACED)
+        labels, final, gap = solved or _solve_cold(matrix, lower, upper, each)
     total = matrix[np.arange(points), labels].sum(dtype=np.float64)
     return Assignment(labels, final[:n], float(total), gap)
 
@@ -164,11 +159,37 @@ def _pass(each: Map, rows: int, work: Callable[..., Any], *arguments: Any) -> li
     return list(each(lambda part: work(*arguments, *part), [part for part in pairwise(cuts) if part[0] < part[1]]))
 
 
-def _solve(
-    cost: np.ndarray, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray, prices: np.ndarray, each: Map
+def _solve_cold(
+    cost: np.ndarray, lower: np.ndarray, upper: np.ndarray, each: Map
 ) -> tuple[np.ndarray, np.ndarray, float]:
+    """Solve from no prices, by way of ever larger samples; return labels, prices (the hub's last) and the dual gap."""
+    points, n = cost.shape
+    order = np.random.default_rng(0).permutation(points)
+    sizes = [points]
+    while sizes[-1] >= 4 * SAMPLE * n:
+        sizes.append(sizes[-1] // SAMPLE)
+    prices, solved = np.zeros(n + 1), None
+    for size in reversed(sizes):
+        share = size / points
+        solved = _solve(cost, np.sort(order[:size]), np.floor(lower * share), np.ceil(upper * share), prices, each)
+        assert solved is not None  # without a patience it always is
+        prices = solved[1]
+    assert solved is not None
+    return solved
+
+
+def _solve(
+    cost: np.ndarray,
+    rows: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    prices: np.ndarray,
+    each: Map,
+    patience: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Solve for the points `rows` from starting prices, the hub's last; return labels, prices and the dual gap.
 
+    None when these prices leave more than `patience` points in clusters without room for them.
     The hub (see `augmenting_paths`) ends at price 0, as the dual bound above takes it to be.
     """
     n = cost.shape[1]
@@ -190,6 +211,8 @@ def _solve(
             p = prices[:n]
             gap = np.maximum(-slack, 0).sum() + (np.maximum(upper * p, lower * p) - size * p).sum()
             return labels, prices, float(gap)
+        if patience is not None and widen == 1 and surplus > patience:
+            return None
 
         # Offer the points that are nearest to leaving: enough of them to move the surplus along several arcs.
         wanted = widen * (8 * surplus + 16 * n)

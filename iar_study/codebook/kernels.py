@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,16 +33,18 @@ def kernel(*signatures: Any) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         compiled = njit(nogil=True, cache=True)(function)
 
-        @cache
-        def prepare() -> None:
-            with FileLock(lock_path()):
-                for signature in signatures:
-                    compiled.compile(signature)
-            compiled.disable_compile()
+        ready = False
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
-            prepare()
+            nonlocal ready
+            if not ready:
+                with FileLock(lock_path()):
+                    if not ready:  # no other thread was faster
+                        for signature in signatures:
+                            compiled.compile(signature)
+                        compiled.disable_compile()
+                        ready = True
             return compiled(*arguments)
 
         return call  # type: ignore[return-value]

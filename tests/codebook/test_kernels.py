@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,6 +41,12 @@ def test_a_kernel_is_compiled_under_the_lock_when_it_is_first_called(monkeypatch
         table.setflags(write=False)
         assert compiled(table) == 6.0
     assert held == [kernels.lock_path(), "released"]
+
+
+def test_threads_that_call_a_kernel_first_at_once_all_get_its_result():
+    compiled = kernel(float64(TABLE32), float64(TABLE64))(total)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(compiled, [np.ones((3, 2), np.float32)] * 8)) == [6.0] * 8
 
 
 @pytest.mark.parametrize("table", [np.ones((3, 2), np.int64), np.asfortranarray(np.ones((3, 2))), np.ones(3)])
