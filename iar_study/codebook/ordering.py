@@ -47,7 +47,9 @@ def _spectral(vectors: np.ndarray) -> np.ndarray:
     if len(vectors) > LARGEST_SPECTRAL:
         raise InputError(f"spectral order of {len(vectors)} vectors takes too long; at most {LARGEST_SPECTRAL}")
     distances = euclidean_distances(vectors, squared=True)
-    similarity = np.exp(-distances / max(np.median(distances), np.finfo(float).tiny))
+    if not distances.any():
+        return np.arange(len(vectors))
+    similarity = np.exp(-distances / distances.mean())
     laplacian = np.diag(similarity.sum(1)) - similarity
     fiedler = eigh(laplacian, subset_by_index=[1, 1])[1][:, 0]
     return np.argsort(fiedler * np.sign(fiedler[np.abs(fiedler).argmax()]), kind="stable")  # a sign of its own
