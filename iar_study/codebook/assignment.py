@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from joblib import effective_n_jobs
 from numba import config
 from numba.core.types import Tuple
 from numpy.typing import ArrayLike
@@ -34,6 +35,9 @@ from iar_study.codebook.kernels import TABLE32, TABLE64, float64, int32, int64, 
 from iar_study.errors import InputError
 
 EPSILON = float(np.finfo(np.float64).eps)
+
+PARTS = 16
+"""Parts that a pass over all costs is cut into for the threads."""
 
 SAMPLE = 4
 """A cold start grows its sample by this factor, from between 4 and 16 points per cluster."""
@@ -69,7 +73,12 @@ class Assignment:
 
 
 def constrained_assignment(
-    cost: ArrayLike, size_min: ArrayLike, size_max: ArrayLike, prices: ArrayLike | None = None
+    cost: ArrayLike,
+    size_min: ArrayLike,
+    size_max: ArrayLike,
+    prices: ArrayLike | None = None,
+    *,
+    n_jobs: int | None = None,
 ) -> Assignment:
     """Give every point a cluster such that the total cost is least and all cluster sizes lie within bounds.
 
@@ -79,6 +88,7 @@ def constrained_assignment(
         float64 in any case.
     size_min, size_max : int or int (n,), bounds on the clusters' sizes.
     prices : float (n,), from the assignment of similar costs, to start from.
+    n_jobs : threads, -1 for one per core; default: numba's number (NUMBA_NUM_THREADS). The result is the same.
 
     Raises
     ------
@@ -97,7 +107,8 @@ def constrained_assignment(
         raise InputError(f"costs must be a matrix of points x clusters that is not empty, not of shape {matrix.shape}")
     points, n = matrix.shape
     lower, upper = _bounds(points, n, size_min, size_max)
-    with ThreadPoolExecutor(threads()) as pool:
+    threads = config.NUMBA_NUM_THREADS if n_jobs is None else effective_n_jobs(n_jobs)  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(threads) as pool:
         each = pool.map if matrix.size > 2**20 else map  # below, threads cost more than they save
         ranges = _pass(each, points, lambda start, stop: (matrix[start:stop].min(), matrix[start:stop].max()))
         span = float(max(high for _, high in ranges)) - float(min(low for low, _ in ranges))
@@ -111,11 +122,6 @@ def constrained_assignment(
         labels, final, gap = solved or _solve_cold(matrix, lower, upper, each)
     total = matrix[np.arange(points), labels].sum(dtype=np.float64)
     return Assignment(labels, final[:n], float(total), gap)
-
-
-def threads() -> int:
-    """How many threads the passes over all costs take: numba's number, so that NUMBA_NUM_THREADS limits them."""
-    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def _bounds(points: int, n: int, size_min: ArrayLike, size_max: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +161,7 @@ Map = Callable[..., Iterable[Any]]
 
 def _pass(each: Map, rows: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call work(*arguments, start, stop) for ranges that make up `rows`, on as many threads as `each` has."""
-    cuts = np.linspace(0, rows, 4 * threads() + 1).astype(int).tolist()
+    cuts = np.linspace(0, rows, PARTS + 1).astype(int).tolist()
     return list(each(lambda part: work(*arguments, *part), [part for part in pairwise(cuts) if part[0] < part[1]]))
 
 

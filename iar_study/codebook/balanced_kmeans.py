@@ -40,6 +40,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         the inertia falls no more.
     verbose : print a line for every round.
     random_state : int, RandomState or None.
+    copy_x : False centres X in place, puts it back at the end, and loses its last bits by that.
+    n_jobs : threads of an assignment, as in `constrained_assignment`.
     progress : called after every round with (rounds done, rounds at most, what the round gave).
 
     Attributes
@@ -68,6 +70,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         tol: float = 1e-4,
         verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,
+        copy_x: bool = True,
+        n_jobs: int | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -80,6 +84,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.tol = tol
         self.verbose = verbose
         self.random_state = random_state
+        self.copy_x = copy_x
+        self.n_jobs = n_jobs
         self.progress = progress
 
     def fit(self, X: ArrayLike, y: Any = None) -> BalancedKMeans:
@@ -94,7 +100,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         lower, upper = self._bounds(len(rows), self.size_min, self.size_max)
         random_state = check_random_state(self.random_state)
         mean = rows.mean(0, dtype=np.float64).astype(rows.dtype)
-        rows = rows - mean  # small numbers lose less in distances
+        in_place = not self.copy_x and rows.flags.writeable
+        rows = np.subtract(rows, mean, out=rows if in_place else None)  # small numbers lose less in distances
         threshold = self.tol * float(rows.var(0, dtype=np.float64).mean())
         given = not isinstance(self.init, str) and not callable(self.init)
         runs = 1 if given else self.n_init
@@ -104,6 +111,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             found = self._run(rows, centers, lower, upper, threshold, (run, runs))
             if best is None or found[0] < best[0]:
                 best = found
+        if in_place:
+            rows += mean
         assert best is not None
         self.inertia_, self.labels_, centers, self.n_iter_, self.relative_gap_ = best
         self.cluster_centers_ = centers + mean
@@ -122,7 +131,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             self.size_min if size_min == "init" else size_min or 0,
             self.size_max if size_max == "init" else len(rows) if size_max is None else size_max,
         )
-        return _assign(rows, self.cluster_centers_, lower, upper).labels
+        return self._assign(rows, self.cluster_centers_, lower, upper).labels
 
     def fit_predict(self, X: ArrayLike, y: Any = None) -> Any:
         """Fit, and return `labels_`."""
@@ -199,7 +208,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         solved: Assignment | None = None
         inertia = np.inf
         for n_iter in range(1, self.max_iter + 1):
-            solved = _assign(X, centers, lower, upper, solved.prices if solved else None, buffer)
+            solved = self._assign(X, centers, lower, upper, solved.prices if solved else None, buffer)
             new = _means(X, solved.labels, centers)
             shift = float(np.square(new - centers, dtype=np.float64).sum())
             before, inertia = inertia, solved.cost + norms
@@ -209,11 +218,25 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 break
             centers = new
             if shift <= threshold or n_iter == self.max_iter:  # labels that match the last centres
-                solved = _assign(X, centers, lower, upper, solved.prices, buffer)
+                solved = self._assign(X, centers, lower, upper, solved.prices, buffer)
                 break
         assert solved is not None
         inertia = _inertia(X, solved.labels, centers)
         return inertia, solved.labels, centers, n_iter, solved.gap / inertia if inertia else 0.0
+
+    def _assign(
+        self,
+        X: np.ndarray,
+        centers: np.ndarray,
+        lower: int,
+        upper: int,
+        prices: np.ndarray | None = None,
+        buffer: np.ndarray | None = None,
+    ) -> Assignment:
+        """Assign by squared distance, less the points' squared norms, which move no point to another cluster."""
+        cost = np.dot(X, -2 * centers.T, out=buffer)
+        cost += row_norms(centers, squared=True).astype(X.dtype)
+        return constrained_assignment(cost, lower, upper, prices, n_jobs=self.n_jobs)
 
     def _tell(self, run: tuple[int, int], n_iter: int, inertia: float, shift: float) -> None:
         text = f"round {n_iter}, inertia {inertia:.6g}, squared shift {shift:.3g}"
@@ -223,20 +246,6 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             print(text, flush=True)
         if self.progress:
             self.progress(run[0] * self.max_iter + n_iter, run[1] * self.max_iter, text)
-
-
-def _assign(
-    X: np.ndarray,
-    centers: np.ndarray,
-    lower: int,
-    upper: int,
-    prices: np.ndarray | None = None,
-    buffer: np.ndarray | None = None,
-) -> Assignment:
-    """Assign by squared distance, less the points' squared norms, which move no point to another cluster."""
-    cost = np.dot(X, -2 * centers.T, out=buffer)
-    cost += row_norms(centers, squared=True).astype(X.dtype)
-    return constrained_assignment(cost, lower, upper, prices)
 
 
 def _means(X: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:

@@ -144,12 +144,14 @@ def test_odd_shapes(shape):
     check(cost, lower, upper, constrained_assignment(cost, lower, upper))
 
 
-def test_the_result_does_not_depend_on_the_layout_or_the_number_of_threads(monkeypatch):
-    cost = np.random.default_rng(2).random((20_000, 16)).astype(np.float32)
-    expected = constrained_assignment(cost, 1250, 1250)
-    monkeypatch.setattr("iar_study.codebook.assignment.threads", lambda: 5)
-    for same in (np.asfortranarray(cost), cost[::-1][::-1]):
-        solved = constrained_assignment(same, 1250, 1250)
+@pytest.mark.parametrize("n_jobs", [1, 5, -1])
+def test_the_result_does_not_depend_on_the_layout_or_the_number_of_threads(n_jobs):
+    cost = np.random.default_rng(2).random((80_000, 16)).astype(np.float32)
+    expected = constrained_assignment(cost, 5000, 5000)
+    read_only = cost.copy()
+    read_only.setflags(write=False)
+    for same in (np.asfortranarray(cost), cost[::-1][::-1], read_only):
+        solved = constrained_assignment(same, 5000, 5000, n_jobs=n_jobs)
         np.testing.assert_array_equal(solved.labels, expected.labels)
         np.testing.assert_array_equal(solved.prices, expected.prices)
 
