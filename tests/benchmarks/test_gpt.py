@@ -123,14 +123,18 @@ def compiled_logits(model):
     ("preset", "vocabulary", "batch"), [("small", 1024, 8), ("small", 16_384, 8), ("B", 16_384, 2)]
 )
 @pytest.mark.parametrize("manner", [reference_logits, ours_logits, compiled_logits], ids=lambda manner: manner.__name__)
-def test_training_step(benchmark, manner, preset, vocabulary, batch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_training_step(benchmark, manner, preset, vocabulary, batch, dtype):
+    """In bfloat16 by autocast, which pays on CPUs that multiply it fast alone (AVX512-BF16, AMX)."""
     model = make_model(preset, vocabulary)
     logits_of = manner(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     labels, tokens = torch.randint(CLASSES, (batch,)), torch.randint(vocabulary, (batch, TOKENS))
 
     def step():
-        loss = F.cross_entropy(logits_of(labels, tokens[:, :-1]).flatten(0, 1), tokens.flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = logits_of(labels, tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,7 +142,7 @@ def test_training_step(benchmark, manner, preset, vocabulary, batch):
 
     started = time.perf_counter()
     step()
-    benchmark.group = f"training step, float32, {preset}, {batch} x {TOKENS} tokens, vocabulary {vocabulary:,}"
+    benchmark.group = f"training step, {dtype}, {preset}, {batch} x {TOKENS} tokens, vocabulary {vocabulary:,}"
     benchmark.extra_info["first step, s"] = time.perf_counter() - started
     benchmark.pedantic(step, rounds=7, warmup_rounds=1)
 
