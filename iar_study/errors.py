@@ -1,5 +1,9 @@
 """The one exception that is the user's to mend: the command line prints it as one line and exits with code 2."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, and what to do about it."""
@@ -17,3 +21,14 @@ def nearest(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """Return the first names, sorted, and how many more there are.
+
+    >>> listed(["d", "b", "a", "c"])
+    'a, b, c and 1 more'
+    """
+    ordered = sorted(map(str, names))
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more or "nothing"

@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.assignment import constrained_assignment
-from iar_study.codebook.clustering import STRATEGIES, cluster_codes
+from iar_study.codebook.clustering import STRATEGIES, cluster_codes, comparable
 from iar_study.codebook.codebook import Codebook
 from iar_study.codebook.kernels import TABLE64, float64, kernel
 from iar_study.codebook.rearrangement import Rearrangement
@@ -72,8 +72,7 @@ def summary(codebook: Codebook, use: np.ndarray | None = None) -> pd.Series:
 
 def _nearest_similarity(points: np.ndarray) -> float:
     """Return the median over codes (or `SAMPLE` of them) of the cosine similarity to the most similar other code."""
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    unit = points / np.where(norms > 0, norms, 1)
+    unit = comparable(points, "cosine")
     sample = _sample(len(points))
     best = []
     for part in np.array_split(sample, -(-len(sample) * len(points) // BLOCK)):
@@ -314,8 +313,7 @@ def mean_similarity(points: np.ndarray, arranged: Rearrangement) -> tuple[float,
 
 def _unit_sums(points: np.ndarray, arranged: Rearrangement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for every cluster the sum of its unit vectors (n, d), of their squared lengths (n,), and its size (n,)."""
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    unit = arranged.rows(points / np.where(norms > 0, norms, 1))
+    unit = arranged.rows(comparable(points, "cosine"))
     first = arranged.boundaries[:-1]
     return np.add.reduceat(unit, first), np.add.reduceat(np.square(unit).sum(1), first), np.diff(arranged.boundaries)
 

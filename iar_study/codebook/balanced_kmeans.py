@@ -106,13 +106,15 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         given = not isinstance(self.init, str) and not callable(self.init)
         runs = 1 if given else self.n_init
         best = None
-        for run in range(runs):
-            centers = self._start(rows, mean, random_state)
-            found = self._run(rows, centers, lower, upper, threshold, (run, runs))
-            if best is None or found[0] < best[0]:
-                best = found
-        if in_place:
-            rows += mean
+        try:
+            for run in range(runs):
+                centers = self._start(rows, mean, random_state)
+                found = self._run(rows, centers, lower, upper, threshold, (run, runs))
+                if best is None or found[0] < best[0]:
+                    best = found
+        finally:
+            if in_place:
+                rows += mean
         assert best is not None
         self.inertia_, self.labels_, centers, self.n_iter_, self.relative_gap_ = best
         self.cluster_centers_ = centers + mean

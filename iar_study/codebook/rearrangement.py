@@ -108,11 +108,14 @@ class Rearrangement:
 
     @classmethod
     def load(cls, path: Path) -> Rearrangement:
-        """Read what `save` wrote as `.safetensors`. Raises `InputError` for a damaged or another file."""
+        """Read what `save` wrote as `.safetensors`, or a trial's `codebook.safetensors`, which holds the same.
+
+        Raises `InputError` for a damaged or another file.
+        """
         arrays = load_arrays(path)[0]
-        if set(arrays) != {"permutation", "boundaries"}:
+        if not {"permutation", "boundaries"} <= set(arrays):
             raise InputError(f"{path} is no rearrangement: it holds {', '.join(sorted(arrays)) or 'nothing'}")
-        return cls(**arrays)
+        return cls(arrays["permutation"], arrays["boundaries"])
 
     @property
     def order(self) -> np.ndarray:

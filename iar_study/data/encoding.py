@@ -6,7 +6,6 @@ that the tokenizer is not needed again; held-out images are encoded once, as the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from PIL import Image
 
 from iar_study.config import DataConfig
@@ -198,7 +198,7 @@ def _open_images(images: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, _S
 
 def _encode(split: _Split, tokenizer: Tokenizer, batch: int, device: str, start: int) -> Iterable[Batch]:
     """Give the tokens and classes of the pictures from `start` on, a batch at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         for first in range(start, len(split.labels), batch):
             numbers = range(first, min(first + batch, len(split.labels)))
             pictures = np.stack(list(threads.map(split.views, numbers)))

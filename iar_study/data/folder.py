@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
+from joblib import cpu_count
 from PIL import Image, ImageOps
 
 from iar_study.errors import InputError
@@ -166,7 +167,7 @@ def _decode(paths: list[str], size: int) -> np.ndarray:
     def decode(i: int) -> None:
         images[i] = _read_picture(paths[i], size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         done = threads.map(decode, range(len(paths)))
         quiet = not sys.stderr.isatty()
         for _ in track(done, "decoding pictures", len(paths), console=Console(stderr=True), disable=quiet):

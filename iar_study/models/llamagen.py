@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from iar_study.config import ModelConfig
-from iar_study.errors import InputError
+from iar_study.errors import InputError, listed
 from iar_study.models.gpt import GPT, PRESETS, feed_forward_width, rotary_2d
 from iar_study.models.vq import read_checkpoint
 from iar_study.storage import save_torch
@@ -113,10 +113,3 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
         problems.append(f"of another shape {listed(other)}")
     if problems:
         raise InputError(f"the weights in {path} do not fit: {'; '.join(problems)}")
-
-
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """Return the first names, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iar_study.errors import InputError
+from iar_study.errors import InputError, listed
 from iar_study.storage import load_torch, save_torch
 
 CODEBOOK = "quantize.embedding.weight"
@@ -384,7 +384,7 @@ def _weights(checkpoint: Mapping[str, Any], name: str, path: Path) -> dict[str, 
     """Return the named weights of a checkpoint."""
     weights = checkpoint.get(name)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{path} has no weights {name!r}, but {_some(checkpoint)}; is it a LlamaGen tokenizer?")
+        raise InputError(f"{path} has no weights {name!r}, but {listed(checkpoint)}; is it a LlamaGen tokenizer?")
     return weights
 
 
@@ -394,14 +394,14 @@ def _build(weights: Mapping[str, Tensor], path: Path) -> VQModel:
         try:
             model = VQModel(_config_of(weights))
         except KeyError as error:
-            raise InputError(f"{path} is no LlamaGen tokenizer: it has no {error}, but {_some(weights)}") from error
+            raise InputError(f"{path} is no LlamaGen tokenizer: it has no {error}, but {listed(weights)}") from error
         except (IndexError, ValueError):
             model = VQModel()  # they fit no widths at all: say what differs from VQ-16
     expected = model.state_dict()
     if missing := [name for name in expected if name not in weights]:
-        raise InputError(f"{path} is no whole LlamaGen tokenizer: it has no {_some(missing)}")
+        raise InputError(f"{path} is no whole LlamaGen tokenizer: it has no {listed(missing)}")
     if unknown := [name for name in weights if name not in expected]:
-        raise InputError(f"{path} is no LlamaGen tokenizer: VQ-16 and VQ-8 have no {_some(unknown)}")
+        raise InputError(f"{path} is no LlamaGen tokenizer: VQ-16 and VQ-8 have no {listed(unknown)}")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise InputError(
@@ -426,13 +426,3 @@ def _config_of(weights: Mapping[str, Tensor]) -> VQConfig:
         code_dim=code_dim,
         in_channels=in_channels,
     )
-
-
-def _some(names: Any) -> str:
-    """Name the first few, and how many more there are.
-
-    >>> _some(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    names = sorted(map(str, names))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"

@@ -277,4 +277,4 @@ def _clustering(codebook: np.ndarray, config: ClusteringConfig, workspace: Works
 
 def load_rearrangement(path: Path) -> Rearrangement:
     """Return the rearrangement of a cached clustering."""
-    return Rearrangement(**load_arrays(path)[0])
+    return Rearrangement.load(path)

@@ -158,6 +158,9 @@ def test_without_a_copy_the_input_comes_back_but_for_rounding():
     model = BalancedKMeans(6, n_init=1, random_state=0, copy_x=False, n_jobs=2).fit(X)
     np.testing.assert_allclose(X, kept, atol=1e-14)
     np.testing.assert_array_equal(model.labels_, expected.labels_)
+    with pytest.raises(ValueError, match="initial centres"):
+        BalancedKMeans(6, init=np.zeros((2, 3)), copy_x=False).fit(X)
+    np.testing.assert_allclose(X, kept, atol=1e-14)
 
 
 def test_a_fit_tells_its_progress(capsys):

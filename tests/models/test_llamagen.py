@@ -103,7 +103,10 @@ def without(weights, name):
         (lambda w: w | {"layers.0.attention.wo.bias": torch.zeros(64)}, "unknown layers.0.attention.wo.bias"),
         (lambda w: w | {"output.weight": torch.zeros(9, 64)}, r"output.weight \(9, 64\) instead of \(24, 64\)"),
         (lambda w: without(w, "cls_embedding.embedding_table.weight"), "lacks cls_embedding.embedding_table.weight"),
-        (lambda w: {"encoder.conv_in.weight": torch.zeros(3)}, "lacks tok_embeddings.weight, .* holds encoder.conv_in"),
+        (
+            lambda w: {"encoder.conv_in.weight": torch.zeros(3)},
+            "lacks cls_embedding.*, layers.0.*, tok_embeddings.weight and holds encoder.conv_in",
+        ),
         (lambda w: {"model": {}}, "holds model and no weights"),
         (lambda w: {"model": w, "more": Stranger()}, "save its weights alone"),
         (lambda w: torch.zeros(3), "Tensor"),
