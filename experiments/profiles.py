@@ -1,8 +1,10 @@
 """How big and how long a study runs. `--set key=value` changes single values of a profile."""
 
 from iar_study.config import (
+    PRESETS,
     ClassifierConfig,
     ClusteringConfig,
+    ComputeConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
@@ -44,5 +46,31 @@ PROFILES = [
             evaluation=EvaluationConfig(every=500, images=10_000, samples=10_000),
         ),
         seeds=(0, 1, 2, 3, 4),
+    ),
+    Profile(
+        "paper",
+        "LlamaGen's recipe for B at 256 px: ImageNet's codes, VQ-16, 300 epochs on some GPUs; see `iar-study plan`.",
+        TrialConfig(
+            data=DataConfig("codes:data/imagenet256", image_size=256),
+            tokenizer=TokenizerConfig(codebook_size=16_384, code_dim=8, patch=16, checkpoint="data/vq_ds16_c2i.pt"),
+            clustering=ClusteringConfig(n_clusters=128),
+            model=PRESETS["B"],
+            train=TrainConfig(
+                steps=300 * 5004,  # epochs of 1,281,167 images, the last and incomplete batch left out
+                batch_size=256,
+                micro_batch=32,
+                lr=1e-4,
+                warmup_steps=0,
+                decay="constant",
+                ema=0.9999,
+                log_every=100,
+                checkpoint_every=5000,
+            ),
+            evaluation=EvaluationConfig(
+                every=25_000, images=10_000, clusters=128, samples=50_000, sampled_times=6, guidance=2.0
+            ),
+            compute=ComputeConfig("cuda", "bfloat16", compile=True),
+        ),
+        seeds=(0, 1, 2),
     ),
 ]

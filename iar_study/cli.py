@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import Any
 
@@ -12,6 +13,9 @@ from iar_study.errors import InputError
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+STOPPED = "iar-study: stopped; the same command goes on from the last checkpoints"
 
 LEGEND = """
 gap: the share of the inertia that an optimal assignment to the same centroids would save; similarity: mean cosine
@@ -20,16 +24,24 @@ path: length of the path through all codes in this order, as a share of a random
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 fine, 1 a trial failed, 2 bad input, 130 interrupted."""
+    """Run the command line and return its exit code.
+
+    0 fine, 1 a trial failed, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM.
+    """
     arguments = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         return arguments.call(arguments)
     except InputError as error:
         print(f"iar-study: {error}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("iar-study: stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SystemExit as stopped:
+        if stopped.code == EXIT_TERMINATED:
+            print(STOPPED, file=sys.stderr)
+        return int(stopped.code or 0)
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
@@ -62,15 +74,24 @@ def build_parser() -> argparse.ArgumentParser:
         "Finished trials are not run again; interrupted ones go on.",
         "iar-study run cluster-count --profile quick --seeds 0 1 2 --set train.steps=800",
     )
-    run.add_argument("study", metavar="STUDY", help="a name from `iar-study list`")
-    run.add_argument("--profile", default="quick", metavar="P", help="how big and how long (default: quick)")
-    run.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="default: the profile's")
-    run.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms, and the baseline (default: all)")
-    run.add_argument("--data", metavar="D", help="digits, fashion-mnist or folder:PATH (default: the profile's)")
-    run.add_argument("--image-size", type=int, metavar="PIXELS", help="for folder:PATH: resize and crop to this side")
-    run.add_argument(
-        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change a setting"
+    _add_study(run)
+
+    plan = command(
+        "plan",
+        _plan,
+        "Say what a study would take, before anything runs: operations, GPU hours, memory and disk, and what is "
+        "missing on this machine. Nothing is downloaded, trained or written.",
+        "iar-study plan components --profile paper --set model=L --gpu A100 --gpus 4",
     )
+    _add_study(plan)
+    plan.add_argument(
+        "--gpu", default="H100", metavar="NAME", help="V100, A100, RTX4090, L40S, H100 (default), H200 or B200"
+    )
+    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="that share one trial (default: 8)")
+    plan.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="U", help="assumed share of the GPU's peak (default: 0.4)"
+    )
+    plan.add_argument("--json", action="store_true", help="for programs; the names of the numbers end in their units")
 
     report = command(
         "report",
@@ -100,6 +121,19 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the set's own, or 256 for LlamaGen")
     encode.add_argument("--batch", type=int, default=16, metavar="B", help="images at once (default: 16)")
     encode.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+
+    pack = command(
+        "pack",
+        _pack,
+        "Turn LlamaGen's extracted codes, two small files an image, into one memory-mapped file with an index. The "
+        "same command goes on after an interruption.",
+        "iar-study pack imagenet256_codes -o data/imagenet256/train",
+    )
+    pack.add_argument("codes", metavar="CODES_FOLDER", help="imagenet{size}_codes; imagenet{size}_labels stands beside")
+    pack.add_argument("-o", "--output", required=True, metavar="OUT", help="folder that gets codes, labels and index")
+    pack.add_argument("--images", type=int, metavar="N", help="the first N alone, 1281167 for ImageNet (default: all)")
+    pack.add_argument("--codebook-size", type=int, default=16_384, metavar="K", help="default: 16384")
+    pack.add_argument("--classes", type=int, default=1000, metavar="C", help="default: 1000")
 
     rearrange = command(
         "rearrange",
@@ -161,6 +195,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="a name from `iar-study list`")
+    parser.add_argument("--profile", default="quick", metavar="P", help="how big and how long (default: quick)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="default: the profile's")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms, and the baseline (default: all)")
+    parser.add_argument(
+        "--data", metavar="D", help="digits, fashion-mnist, folder:PATH or codes:PATH (default: the profile's)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="for folder:PATH: resize and crop to this side"
+    )
+    parser.add_argument(
+        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change a setting"
+    )
+
+
 def _add_codebook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codebook", metavar="CODEBOOK", help=".npy, .npz, .safetensors, or a .pt or .ckpt checkpoint")
     parser.add_argument(
@@ -205,14 +255,39 @@ def _run(arguments: argparse.Namespace) -> int:
     from iar_study.study.display import Display
     from iar_study.study.runner import run_study
 
-    with Display() as display:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with Display(quiet=not first) as display:
         outcome = run_study(
             study, profile, workspace, display, seeds=arguments.seeds, arms=arguments.arms, settings=settings
         )
-    print(f"{study.name}: {outcome.trained} trials run, {outcome.found} found finished, {len(outcome.failed)} failed")
+    if first:
+        print(
+            f"{study.name}: {outcome.trained} trials run, {outcome.found} found finished, {len(outcome.failed)} failed"
+        )
     for trial, error in outcome.failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
     return EXIT_FAILED if outcome.failed else 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from iar_study.study.plan import make_plan
+    from iar_study.study.study import load_profile, load_study
+    from iar_study.study.workspace import Workspace
+
+    workspace = Workspace.find()
+    plan = make_plan(
+        load_study(workspace.experiments, arguments.study),
+        load_profile(workspace.experiments, arguments.profile),
+        workspace,
+        seeds=arguments.seeds,
+        arms=arguments.arms,
+        settings=_settings(arguments),
+        gpu=arguments.gpu,
+        gpus=arguments.gpus,
+        utilisation=arguments.utilisation,
+    )
+    print(plan.as_json() if arguments.json else plan.as_text())
+    return 0
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -271,6 +346,26 @@ def _encode(arguments: argparse.Namespace) -> int:
     for split, extracted in found.items():
         images, augmentations, tokens = extracted.codes.shape
         print(f"{folder / split}: {images} images x {augmentations} augmentations x {tokens} tokens")
+    return 0
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.data.llamagen_codes import pack_codes
+    from iar_study.study.display import Display
+
+    with Display() as display:
+        packed = pack_codes(
+            Path(arguments.codes),
+            Path(arguments.output),
+            codebook_size=arguments.codebook_size,
+            classes=arguments.classes,
+            images=arguments.images,
+            progress=lambda *at: display.update("packing", *at),
+        )
+    images, augmentations, tokens = packed.codes.shape
+    print(f"{arguments.output}: {images} images x {augmentations} augmentations x {tokens} tokens")
     return 0
 
 

@@ -23,7 +23,7 @@ Seed = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: `digits`, `fashion-mnist` or `folder:PATH`."""
+    """Which images: `digits`, `fashion-mnist`, `folder:PATH`, or `codes:PATH` for images that are encoded already."""
 
     name: str = "fashion-mnist"
     image_size: Count | None = None
@@ -44,6 +44,8 @@ class TokenizerConfig:
     commitment: NonNegative = 0.5
     """Weight beta of the commitment loss."""
     seed: Seed = 0
+    checkpoint: str | None = None
+    """With `codes:PATH`: the tokenizer that made the codes, LlamaGen's .pt or a study's own .safetensors."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,18 @@ class ModelConfig:
     """Share of training images whose class is replaced by "no class", for classifier-free guidance."""
 
 
+PRESETS = {
+    "tiny": ModelConfig(layers=4, heads=4, width=64),
+    "small": ModelConfig(layers=6, heads=8, width=128, dropout=0.1),
+    "B": ModelConfig(layers=12, heads=12, width=768, ffn_multiple=256, dropout=0.1),
+    "L": ModelConfig(layers=24, heads=16, width=1024, ffn_multiple=256, dropout=0.1),
+    "XL": ModelConfig(layers=36, heads=20, width=1280, ffn_multiple=256, dropout=0.1),
+    "XXL": ModelConfig(layers=48, heads=24, width=1536, ffn_multiple=256, dropout=0.1),
+    "3B": ModelConfig(layers=24, heads=32, width=3200, ffn_multiple=256, dropout=0.1),
+}
+"""Sizes by name: those of the profiles `quick` and `full`, then LlamaGen's."""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """L = L_TCE + cluster_weight * L_CCE."""
@@ -97,6 +111,9 @@ class TrainConfig:
 
     steps: Count = 1000
     batch_size: Count = 32
+    micro_batch: Count | None = None
+    """Images that go through the model at once (None: all of a batch). Dropout is drawn for each such part by itself,
+    so a training is the same on any number of processes, which share the parts of a batch out."""
     lr: Positive = 5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     decay: Literal["cosine", "constant"] = "cosine"
@@ -106,6 +123,8 @@ class TrainConfig:
     """On matrices only."""
     clip: Positive = 1.0
     """Largest norm of the gradient."""
+    ema: Share = 0.99
+    """Decay of the moving average of the weights, which is what is evaluated and sampled from; 0 is none."""
     log_every: Count = 25
     checkpoint_every: Count = 200
 
@@ -121,6 +140,8 @@ class EvaluationConfig:
     clusters: Count = 32
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
     samples: Count = 2000
+    sampled_times: Count = 4
+    """Times that samples are drawn and measured, in equal parts of the training; the last is at its end."""
     guidance: NonNegative = 2.0
     """Scale s of classifier-free guidance: uncond + s * (cond - uncond); 1 is none."""
     temperature: Positive = 1.0
@@ -131,10 +152,25 @@ class ComputeConfig:
     """How it is computed. Part of a trial's identity, so two precisions are never compared with each other."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the products in training; weights, sums and evaluation stay in float32."""
     compile: bool = False
     threads: Count = 1
     """CPU threads of one trial: with one, the bits do not depend on the machine's number of cores."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How one training is spread over the processes that `torchrun` starts: it changes the result by rounding alone."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Every process holds the model, or a share of its weights, gradients and moments."""
+    activation_checkpointing: bool = False
+    """Compute the inside of a block again in the backward pass in place of keeping it."""
+
+
+NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
+"""Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +186,15 @@ class TrialConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     seed: Seed = 0
+
+
+def preset(name: str) -> ModelConfig:
+    """Return a model size by name; raise `InputError` that names the nearest one otherwise."""
+    if name not in PRESETS:
+        raise InputError(f"unknown model {name!r}; {nearest(name, list(PRESETS))}")
+    return PRESETS[name]
 
 
 def flatten(config: TrialConfig) -> dict[str, Any]:
@@ -169,22 +213,31 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
     return flat
 
 
+def identity(config: TrialConfig) -> dict[str, Any]:
+    """Return the dotted keys that tell a trial from another one on the same inputs."""
+    return {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
+
+
 def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig:
     """Return `config` changed by dotted keys; text values are parsed to the field's type.
 
-    Raises `InputError` for an unknown key (naming the nearest known one) or a value that does not fit.
+    The key `model` takes a size by its name, all its values at once. Raises `InputError` for an unknown key (naming the
+    nearest known one) or a value that does not fit.
 
     >>> with_settings(TrialConfig(), {"train.lr": "3e-4"}).train.lr
     0.0003
     """
     known = list(flatten(config))
+    optional = [key for key, value in flatten(TrialConfig()).items() if value is None]
     values = asdict(config)
     for key, value in settings.items():
-        if key not in known:
-            raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
         section, _, name = key.partition(".")
-        if name:
-            values[section][name] = None if value in ("none", "None") and name == "image_size" else value
+        if key == "model":
+            values["model"] = asdict(preset(value))
+        elif key not in known:
+            raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
+        elif name:
+            values[section][name] = None if value in ("none", "None") and key in optional else value
         else:
             values[section] = value
     return from_dict(values)

@@ -1,5 +1,6 @@
 """The command line: exit codes, one clear line for bad input, and help that shows an example."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import torch
 from iar_study.cli import build_parser, main
 from iar_study.codebook import ORDERINGS, STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.rearrangement import load_rearrangement
+from iar_study.data.llamagen_codes import open_codes
 from iar_study.storage import load_arrays
+from iar_study.study.plan import GPUS
 from tests.study.conftest import make_workspace
 
 
@@ -34,6 +37,10 @@ def workspace(tmp_path, monkeypatch):
         (["run", "components", "--data", "digit"], "did you mean 'digits'?"),
         (["run", "components", "--data", "folder:nowhere"], "nowhere"),
         (["run", "components", "--profile", "smoke", "--set", "tokenizer.patch=3"], "patch"),
+        (["plan", "component"], "unknown study 'component'; did you mean 'components'?"),
+        (["plan", "components", "--gpu", "H10"], "unknown GPU 'H10'; did you mean 'H100'?"),
+        (["plan", "components", "--set", "model=X"], "unknown model 'X'; did you mean 'XL'?"),
+        (["pack", "nowhere_codes", "-o", "codes"], "nowhere_codes"),
         (["report"], "no study was run here yet"),
         (["report", "components"], "no results of study 'components'"),
         (["ui"], "no runs yet"),
@@ -67,6 +74,41 @@ def test_a_full_disk_is_one_line_and_exit_code_2(workspace):
     assert "cannot write" in done.stderr.strip().splitlines()[-1]
     assert not any((workspace.root / "runs").rglob("*.safetensors"))
     assert not any((workspace.root / "runs").rglob("*.tmp"))
+
+
+def test_plan_prints_text_or_json_and_writes_nothing(workspace, capsys):
+    assert main(["plan", "components", "--profile", "paper", "--seeds", "0", "--arms", "iar", "--set", "model=L"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("343 M", "2 arms x 1 seed = 2", "time on 8 GPUs", "NO  codes", "iar-study pack", "Assumed"):
+        assert word in shown
+    assert main(["plan", "loss-weight", "--profile", "smoke", "--gpu", "A100", "--gpus", "2", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["study"], plan["gpu"], plan["gpus"], plan["assumed_utilisation"]) == ("loss-weight", "A100", 2, 0.4)
+    assert [path.name for path in workspace.root.iterdir()] == ["experiments"]
+
+
+def test_help_of_plan_names_every_gpu(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["plan", "--help"])
+    assert set(GPUS) <= set(capsys.readouterr().out.replace(",", " ").split())
+
+
+def test_pack_turns_llamagens_files_into_a_folder_of_codes(tmp_path, capsys):
+    for i in range(3):
+        for part, values in (("codes", np.full((1, 2, 4), i)), ("labels", np.array([i]))):
+            folder = tmp_path / f"imagenet32_{part}"
+            folder.mkdir(exist_ok=True)
+            np.save(folder / f"{i}.npy", values)
+    given = ["pack", str(tmp_path / "imagenet32_codes"), "-o", str(tmp_path / "codes")]
+    assert main([*given, "--images", "2", "--codebook-size", "3", "--classes", "3"]) == 0
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'codes'}: 2 images x 2 augmentations x 4 tokens" in shown.out
+    assert "packing: 2/2" in shown.err
+    packed = open_codes(tmp_path / "codes")
+    assert packed.codes[:, 0, 0].tolist() == packed.labels.tolist() == [0, 1]
+    assert packed.codes.dtype == np.uint8
+    assert main([*given, "--codebook-size", "2"]) == 2
+    assert "was made of something else" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -146,7 +188,17 @@ def test_bad_input_about_a_codebook_is_one_line_and_exit_code_2(codebook, capsys
 def test_list_shows_every_study_and_profile(workspace, capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for word in ("components", "cluster-count", "balance", "loss-weight", "smoke", "quick", "full", "(baseline)"):
+    for word in (
+        "components",
+        "cluster-count",
+        "balance",
+        "loss-weight",
+        "smoke",
+        "quick",
+        "full",
+        "paper",
+        "(baseline)",
+    ):
         assert word in shown
 
 
@@ -165,7 +217,9 @@ def test_doctor_says_what_does_not_fit(workspace, capsys):
     assert "is no MLflow store" in shown
 
 
-@pytest.mark.parametrize("command", ["list", "run", "report", "rearrange", "inspect", "encode", "ui", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["list", "run", "plan", "report", "rearrange", "inspect", "encode", "pack", "ui", "doctor"]
+)
 def test_help_gives_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args([command, "--help"])

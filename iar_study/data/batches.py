@@ -1,10 +1,20 @@
-"""Which images a training step reads: a pure function of the step, so a resumed run needs no sampler state."""
+"""Which images a training step reads, in which augmentation: a pure function of (seed, step).
+
+So a resumed run needs no sampler state, and the number of processes and of loading workers cannot matter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from iar_study.codebook import Rearrangement
+from iar_study.data.codes import Codes
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> np.ndarray:
@@ -28,3 +38,38 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(n)
     order.setflags(write=False)  # shared by all later calls
     return order
+
+
+class TokenBatches(Dataset[tuple[Tensor, Tensor]]):
+    """The batch of every training step: tokens, int64 (images, T), in rearranged order, and labels, int64 (images,).
+
+    Parameters
+    ----------
+    codes : the tokens in their original order; of each image one augmentation is drawn from (seed, step).
+    share : the images of a batch that this process trains on.
+    """
+
+    def __init__(
+        self, codes: Codes, rearrangement: Rearrangement, batch_size: int, seed: int, share: slice = slice(None)
+    ) -> None:
+        self.codes, self.rearrangement = codes, rearrangement
+        self.batch_size, self.seed, self.share = batch_size, seed, share
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        images, augmentations, _ = self.codes.train_tokens.shape
+        rows = batch_indices(images, self.batch_size, step, self.seed)[self.share]
+        # A stream of its own: (seed, step) alone seeds the training's noise, (seed, epoch) the order of the images.
+        drawn = np.random.default_rng([self.seed, step, 1]).integers(augmentations, size=self.batch_size)[self.share]
+        tokens = self.rearrangement.tokens(self.codes.train_tokens[rows, drawn])
+        return torch.from_numpy(tokens).long(), torch.from_numpy(self.codes.train_labels[rows])
+
+    def from_step(self, start: int, stop: int, workers: int = 0, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of steps start ... stop - 1; with `workers`, other processes read them ahead."""
+        # By fork: any other way would send them a copy of all the codes.
+        how = "fork" if workers else None
+        steps = range(start, stop)
+        return iter(
+            DataLoader(
+                self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin, multiprocessing_context=how
+            )
+        )

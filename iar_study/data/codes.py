@@ -13,7 +13,8 @@ class Codes:
 
     Attributes
     ----------
-    train_tokens, test_tokens : int32 (n, grid * grid), row by row.
+    train_tokens : int (n, augmentations, grid * grid), row by row; may be memory-mapped: only what is indexed is read.
+    test_tokens : int (n, grid * grid).
     train_labels, test_labels : int64 (n,).
     class_names : one name per class.
     """
@@ -27,4 +28,4 @@ class Codes:
     @property
     def grid(self) -> int:
         """Tokens along one side of a picture."""
-        return round(self.train_tokens.shape[1] ** 0.5)
+        return round(self.train_tokens.shape[-1] ** 0.5)

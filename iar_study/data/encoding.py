@@ -21,7 +21,7 @@ from PIL import Image
 from iar_study.config import DataConfig
 from iar_study.data.folder import Split, list_folder, read_picture
 from iar_study.data.images import load_images
-from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
+from iar_study.data.llamagen_codes import Batch, ExtractedCodes, open_codes, write_codes
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import Tokenizer, VQModel, to_float
@@ -44,6 +44,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
             raise InputError(f"{path} cannot be read (no such file); check the path")
         return PatchVQ.load(path)
     return VQModel.load_llamagen(path)
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 (hex) of the weights, by which codes name the tokenizer that made them."""
+    weights = tokenizer.state_dict()
+    return digest(*(part for name in sorted(weights) for part in (name, weights[name].cpu().numpy())))
 
 
 def center_crop(picture: Image.Image, side: int) -> np.ndarray:
@@ -139,13 +145,7 @@ def extract_codes(
         return lambda picture: views(picture.convert(mode), side, seen, crop_range)
 
     splits, class_names = _open_images(images, {name: shape_of(seen) for name, seen in augmentations.items()})
-    weights = tokenizer.state_dict()
-    recipe = {
-        "tokenizer": digest(*(part for name in sorted(weights) for part in (name, weights[name].cpu().numpy()))),
-        "image_size": side,
-        "batch": batch,
-        "device": device,
-    }
+    recipe = {"tokenizer": tokenizer_digest(tokenizer), "image_size": side, "batch": batch, "device": device}
     tokenizer = tokenizer.to(device).eval()
     found = {}
     for name, split in splits.items():
@@ -168,6 +168,21 @@ def extract_codes(
             step=batch,
             progress=partial(progress, f"encoding {name}") if progress else None,
         )
+    return found
+
+
+def open_splits(folder: Path) -> dict[str, ExtractedCodes]:
+    """Open the codes of `folder`/train and `folder`/test, without reading them.
+
+    Raises `InputError` when one of them is missing or damaged, or when they do not belong together.
+    """
+    found = {name: open_codes(folder / name) for name in ("train", "test")}
+    train, test = (split.index for split in found.values())
+    differing = [key for key in ("tokens", "codebook_size", "classes") if train[key] != test[key]]
+    if "class_names" in train.keys() & test.keys() and train["class_names"] != test["class_names"]:
+        differing.append("class_names")
+    if differing:
+        raise InputError(f"train and test in {folder} differ in {', '.join(differing)}; encode them again, both alike")
     return found
 
 

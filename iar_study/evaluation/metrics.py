@@ -69,6 +69,9 @@ METRICS: dict[str, Metric] = {
     "train/right_cluster_by_chance": Metric("the same by chance, training", None, 4, "as on held-out images"),
     "train/grad_norm": Metric("gradient norm", None, 3, "before clipping"),
     "train/lr": Metric("learning rate", None, 6, ""),
-    "train/tokens_per_second": Metric("tokens per second", "higher", 0, "training throughput of this trial alone"),
+    "speed/tokens_per_second": Metric("tokens per second", "higher", 0, "training throughput of this trial alone"),
+    "speed/data_wait_share": Metric("share of time waiting for data", "lower", 4, "of the time of training steps"),
+    "speed/peak_memory_gb": Metric("peak memory", "lower", 2, "GB of the GPU, or of the whole process on a CPU"),
+    "speed/hours_left": Metric("hours left", None, 2, "estimated, evaluations included"),
 }
 """Keys as they appear everywhere; `val/*` and `samples/*` at the last step are a trial's final figures."""

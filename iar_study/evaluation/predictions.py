@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,19 +72,27 @@ def prediction_metrics(sums: Tensor, prefix: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate_predictions(
-    model: GPT, labels: Tensor, tokens: Tensor, own: Tensor, judge: Judge, batch_size: int = 250
+    model: GPT,
+    labels: Tensor,
+    tokens: Tensor,
+    own: Tensor,
+    judge: Judge,
+    total: Callable[[Tensor], Tensor],
+    images_at_once: int,
 ) -> dict[str, float]:
     """Return the `val/*` metrics on held-out images.
 
-    labels : int64 (n,); tokens : int64 (n, T), in the model's order; own : int64, the arm's own cluster boundaries.
+    Parameters
+    ----------
+    model : in evaluation mode.
+    labels, tokens : int64 (n,) and (n, T), in the model's order: the images that this process evaluates.
+    own : int64, the arm's own cluster boundaries.
+    total : adds a tensor up over the processes.
     """
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(7, dtype=torch.float64)
-    own_nll = 0.0
-    for label, target in zip(labels.split(batch_size), tokens.split(batch_size), strict=True):
+    sums = torch.zeros(8, dtype=torch.float64)
+    for label, target in zip(labels.split(images_at_once), tokens.split(images_at_once), strict=True):
         logits = model(label, target[:, :-1])
-        sums += judge.sums(logits, target)
-        own_nll += float(token_and_cluster_cross_entropy(logits, target, own)[1]) * target.numel()
-    model.train(was_training)
-    return prediction_metrics(sums, "val") | {"val/own_cluster_nll": own_nll / tokens.numel()}
+        own_nll = token_and_cluster_cross_entropy(logits, target, own)[1].to("cpu", torch.float64) * target.numel()
+        sums += torch.cat([judge.sums(logits, target), own_nll[None]])
+    sums = total(sums)
+    return prediction_metrics(sums[:7], "val") | {"val/own_cluster_nll": float(sums[7] / sums[0])}

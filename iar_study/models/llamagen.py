@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from iar_study.config import ModelConfig
+from iar_study.config import PRESETS, ModelConfig
 from iar_study.errors import InputError, listed
-from iar_study.models.gpt import GPT, PRESETS, feed_forward_width, rotary_2d
+from iar_study.models.gpt import GPT, feed_forward_width, rotary_2d
 from iar_study.models.vq import read_checkpoint
 from iar_study.storage import save_torch
 

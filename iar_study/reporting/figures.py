@@ -17,11 +17,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from iar_study.errors import InputError
 from iar_study.study.results import Results
-from iar_study.study.statistics import compare_with_baseline, mean_interval, metric_named, paired_differences
+from iar_study.study.statistics import (
+    compare_with_baseline,
+    mean_interval,
+    metric_named,
+    paired_differences,
+    values_by_seed,
+)
 
 DPI = 200
 ROOM = 2600
@@ -30,6 +36,7 @@ INK, FAINT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BASELINE_COLOR = "#333333"
 BAND_FROM = 3
 """Seeds from which on a curve gets a 95% band: with two the t quantile is 12.7, and a band says nothing."""
+CROSS: dict[str, Any] = {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.8}
 SHOWN_CLASSES, SHOWN_PER_CLASS, SHOWN_RECONSTRUCTIONS = 10, 6, 12
 
 
@@ -83,34 +90,45 @@ def _titles(axes: Axes, title: str, note: str) -> None:
 
 
 def _curves_by_arm(results: Results, metric: str) -> dict[str, pd.DataFrame]:
-    """Return arm -> frame with one row per step and one column per seed, NaN where a value is not finite."""
+    """Return arm -> frame with one row per step and one column per seed, NaN where a value is not finite.
+
+    A seed that diverged before its first value has its column too: a mean over the others would flatter the arm.
+    """
     rows = results.curves[results.curves["metric"] == metric]
     by_arm = {}
     for arm in results.arms:
         wide = rows[rows["arm"] == arm].pivot(index="step", columns="seed", values="value").astype(float)
         if wide.size:
+            wide = wide.reindex(columns=wide.columns.union(_diverged(results, arm)))
             by_arm[arm] = wide.where(np.isfinite(wide)).sort_index()
     return by_arm
+
+
+def _diverged(results: Results, arm: str) -> list[int]:
+    """Return the seeds that diverged."""
+    missing = results.missing
+    return missing.loc[(missing["arm"] == arm) & (missing["status"] == "diverged"), "seed"].tolist()
 
 
 def curves(results: Results, metric: str, *, differences: bool = False) -> Figure:
     """Draw a metric over training steps: each arm's mean over seeds, with a 95% band from three seeds on.
 
     With fewer seeds, or where a trial's value ceased to be finite, every seed is a thin line instead of the band.
-    The mean is drawn only at steps that all seeds of the arm reached. With `differences`, each seed's difference
-    from the baseline's curve of the same seed is drawn in place of the value.
+    The mean is drawn only at steps that all seeds of the arm reached, and a cross marks the last value of a trial that
+    diverged. With `differences`, each seed's difference from the baseline's curve of the same seed is drawn in place of
+    the value.
     """
     label = metric_named(metric).label
     by_arm = _curves_by_arm(results, metric)
     if differences:
         reference = by_arm.pop(results.baseline, pd.DataFrame())
-        by_arm = {arm: (wide - reference).dropna(axis="columns", how="all") for arm, wide in by_arm.items()}
-        by_arm = {arm: wide for arm, wide in by_arm.items() if wide.size}
+        by_arm = {arm: (wide - reference)[wide.columns.intersection(reference.columns)] for arm, wide in by_arm.items()}
+        by_arm = {arm: wide for arm, wide in by_arm.items() if wide.notna().any(axis=None)}
     if not by_arm:
         raise InputError(f"study {results.study!r} has no curve of {metric!r}{' to compare' if differences else ''}")
     colors, styles = arm_colors(results), _line_styles(results)
     figure, axes = _new(4.6, 3.3)
-    banded = []
+    banded, crossed = [], False
     for arm, wide in by_arm.items():
         look = {"color": colors[arm], **styles[arm]}
         whole = wide.dropna()
@@ -122,6 +140,10 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
         elif wide.shape[1] > 1:
             axes.plot(wide.index, wide.to_numpy(), linewidth=0.7, alpha=0.55, **look)
         axes.plot(whole.index, whole.mean(axis="columns"), linewidth=1.9, **look)
+        for curve in (wide[seed].dropna() for seed in _diverged(results, arm) if seed in wide):
+            if len(curve):
+                axes.plot(curve.index[-1:], curve[-1:], color=colors[arm], zorder=4, **CROSS)
+                crossed = True
     if differences:
         axes.axhline(0, color=BASELINE_COLOR, linewidth=1, zorder=1)
     axes.margins(x=0.02)
@@ -137,10 +159,44 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
     handles = [Line2D([], [], color=colors[arm], linewidth=2.2, **styles[arm]) for arm in by_arm]
     # A leading underscore would hide an arm from the legend; a zero-width space before it does not show.
     names = [f"\u200b{plain(arm)}" if arm.startswith("_") else plain(arm) for arm in by_arm]
+    if crossed:
+        handles.append(Line2D([], [], color=INK, **CROSS))
+        names.append("diverged")
     columns = min(len(names), max(1, 54 // (5 + max(map(len, names)))))
     figure.legend(
         handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=1.8
     )
+    return figure
+
+
+def quality_over_training(results: Results, metric: str) -> Figure:
+    """Draw how soon each arm reaches a quality: what `curves` draws, on a logarithmic scale.
+
+    Dots are the times at which samples were drawn; the dotted line is the mean of the baseline's final values.
+    """
+    figure = curves(results, metric)
+    axes = figure.axes[0]
+    for line in axes.lines:
+        if line.get_marker() == "None":
+            line.set(marker="o", markersize=1.9 * line.get_linewidth(), markeredgewidth=0)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    end = values_by_seed(results.final, metric, [results.baseline])[results.baseline].mean(skipna=False)
+    if np.isfinite(end):
+        axes.axhline(end, color=BASELINE_COLOR, linewidth=1, linestyle=":", zorder=1)
+        axes.annotate(
+            f"{plain(results.baseline)} at its end",
+            (0, end),
+            (3, 3),
+            ("axes fraction", "data"),
+            "offset points",
+            va="bottom",
+            fontsize=8,
+            color=FAINT,
+        )
     return figure
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,13 +52,15 @@ CURVES_DRAWN = (
     ("train/token_nll", False),
     ("train/token_nll", True),
 )
+QUALITY = "samples/fd_classifier"
+"""What the samples drawn during training are judged by."""
 GENERATOR = "iar-study"
 
 
 def conclusion(results: Results) -> str:
     """Say in one sentence what the comparison shows and what it does not, by rule, never beyond its intervals."""
     where = f"On {_scale_in_short(results)}, "
-    limit = "none of it says anything about ImageNet scale."
+    limit = "none of it says anything about other data or other sizes."
     others = [arm for arm in results.arms if arm != results.baseline]
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
@@ -228,6 +230,14 @@ def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]
         alt = f"{METRICS[metric].label} over training steps, {kind}. The numbers are in the trials' journals."
         name = _file("curve-difference" if differences else "curve", metric)
         found["curves"].append((name, figures.curves(results, metric, differences=differences), alt, ""))
+    if results.curves.loc[results.curves["metric"] == QUALITY, "step"].nunique() > 1:
+        alt = f"{METRICS[QUALITY].label} of samples over training steps, every arm."
+        caption = (
+            f"How soon each arm reaches a quality. Dots: samples drawn on the way; where an arm's line falls below the "
+            f"dotted one, it is as good as {results.baseline} at the end of its training."
+        )
+        drawing = figures.quality_over_training(results, QUALITY)
+        found["curves"].append((_file("quality", QUALITY), drawing, alt, caption))
     if any(arm in results.samples for arm in results.arms):
         absent = [arm for arm in results.arms if arm not in results.samples]
         caption = (
@@ -273,10 +283,19 @@ def _context(results: Results) -> dict[str, Any]:
         **tables,
         "metrics": [{"key": key, "about": METRICS[key]} for key in shown],
         "scale": {"profile": results.profile, **results.scale},
-        "missing": _in_order(results, results.missing).to_dict("records"),
+        "missing": [
+            {**trial, "ending": _ending(trial)} for trial in _in_order(results, results.missing).to_dict("records")
+        ],
         "trials": _in_order(results, trials).to_dict("records"),
         "published": published,
     }
+
+
+def _ending(trial: Mapping[Hashable, Any]) -> str:
+    """Say how a missing trial ended, and where."""
+    if math.isnan(trial["step"]):
+        return trial["status"]
+    return f"{trial['status']}{'' if trial['status'] == 'diverged' else ','} at step {trial['step']:.0f}"
 
 
 def _in_order(results: Results, frame: pd.DataFrame) -> pd.DataFrame:

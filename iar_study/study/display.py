@@ -15,10 +15,10 @@ PLAIN_INTERVAL = 10.0
 
 
 class Display:
-    """Shows named tasks as they go on; `update` may be called as often as one likes."""
+    """Shows named tasks as they go on; `update` may be called as often as one likes. A `quiet` one shows nothing."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -29,7 +29,9 @@ class Display:
             # What is left of the line, so that a long detail never squeezes the rest.
             TextColumn("[dim]{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._bars = Progress(*columns, console=self.console, expand=True) if self.console.is_terminal else None
+        self._bars = (
+            Progress(*columns, console=self.console, expand=True) if self.console.is_terminal and not quiet else None
+        )
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._shown: dict[str, float] = {}

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from joblib import cpu_count
 from packaging.requirements import Requirement
@@ -57,14 +58,27 @@ def _device() -> Finding:
 
 
 def _data(name: str) -> Finding:
-    from iar_study.data.images import load_images
-
     try:
-        images = load_images(DataConfig(name))
+        return Finding(f"data {name}", True, _codes(name) if name.startswith("codes:") else _images(name))
     except InputError as error:
         return Finding(f"data {name}", False, str(error))
+
+
+def _images(name: str) -> str:
+    from iar_study.data.images import load_images
+
+    images = load_images(DataConfig(name))
     counts = f"{len(images.train):,} + {len(images.test):,} images, {len(images.class_names)} classes"
-    return Finding(f"data {name}", True, f"{counts}, {images.size} x {images.size} x {images.channels}")
+    return f"{counts}, {images.size} x {images.size} x {images.channels}"
+
+
+def _codes(name: str) -> str:
+    from iar_study.data.encoding import open_splits
+
+    train, test = open_splits(Path(name.removeprefix("codes:")).expanduser()).values()
+    images, augmentations, tokens = train.codes.shape
+    counts = f"{images:,} + {len(test.codes):,} images, {train.index['classes']} classes"
+    return f"{counts}, {augmentations} augmentations, {tokens} tokens of {train.index['codebook_size']:,} codes"
 
 
 def _workspace() -> list[Finding]:

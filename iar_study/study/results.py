@@ -28,9 +28,11 @@ class Results:
     scale : label -> text or number: what was run, on what data, at which size, on which machine.
     final : tidy frame, one row per trial and metric: arm, seed, trial (hash), run_id (MLflow), metric, value.
     curves : tidy frame, one row per trial, metric and training step: arm, seed, trial, step, metric, value.
-    missing : one row per trial that was asked for and is not finished: arm, seed, status.
+    missing : one row per trial that was asked for and is not finished: arm, seed, status, step (where it diverged, or
+        how far it got; NaN before its first point).
     samples : arm -> uint8 (classes, per class, h, w, c), drawn with the same noise for every arm; one seed.
-    reconstructions : "originals" | "decoded" | "decoded after rearrangement" -> uint8 (k, h, w, c).
+    reconstructions : "originals" | "decoded" | "decoded after rearrangement" -> uint8 (k, h, w, c); empty where the
+        images came encoded.
     """
 
     study: str
@@ -64,35 +66,40 @@ def load_results(workspace: Workspace, study: str) -> Results:
         hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
         raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
     manifest = read_json(path)
+    seeds = sorted({trial["seed"] for trial in manifest["trials"]})
+    groups = ("val/", "samples/") if manifest["reference"] else ("val/",)
     final: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
+    samples: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {}
     for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
         key = {"arm": trial["arm"], "seed": trial["seed"], "trial": trial["hash"]}
+        journal = read_journal(folder / "journal.jsonl")
         result: dict[str, Any] = {"status": "not finished", "metrics": {}}
         if is_finished(folder):
             result = read_json(folder / "result.json")
         metrics = result["metrics"]
         if result["status"] == "diverged":
             # An arm must not look better for the seeds that it lost.
-            metrics = {name: float("nan") for name in METRICS if name.startswith(("val/", "samples/"))}
+            metrics = {name: float("nan") for name in METRICS if name.startswith(groups)}
         if result["status"] != "finished":
-            missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"]})
+            step = result.get("step", journal[-1]["step"] if journal else float("nan"))
+            missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"], "step": step})
+        elif trial["seed"] == seeds[0] and (folder / "samples.safetensors").exists():
+            samples[trial["arm"]] = load_arrays(folder / "samples.safetensors")[0]["samples"]
         final += [{**key, "run_id": trial["run_id"], "metric": name, "value": value} for name, value in metrics.items()]
         if is_finished(folder):
             curves += [
                 {**key, "step": point["step"], "metric": name, "value": value}
-                for point in read_journal(folder / "journal.jsonl")
+                for point in journal
                 for name, value in point["metrics"].items()
             ]
             about = about or read_json(folder / "trial.json")
     if not about:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
-    seeds = sorted({trial["seed"] for trial in manifest["trials"]})
     asked = {trial["arm"] for trial in manifest["trials"]}
-    reference = load_arrays(workspace.cache / manifest["reference"])[0]
     return Results(
         study=manifest["study"],
         question=manifest["question"],
@@ -105,16 +112,20 @@ def load_results(workspace: Workspace, study: str) -> Results:
         scale=_scale(about, seeds),
         final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
-        missing=pd.DataFrame(missing, columns=["arm", "seed", "status"]),
+        missing=pd.DataFrame(missing, columns=["arm", "seed", "status", "step"]),
         class_names=tuple(about["data"]["class_names"]),
         samples_seed=seeds[0],
-        samples=_samples(manifest["trials"], seeds[0], workspace),
-        reconstructions={
-            "originals": reference["originals"],
-            "decoded": reference["decoded"],
-            "decoded after rearrangement": reference["rearranged"],
-        },
+        samples=samples,
+        reconstructions=_reconstructions(manifest["reference"], workspace),
     )
+
+
+def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, np.ndarray]:
+    if reference is None:
+        return {}
+    pictures = load_arrays(workspace.cache / reference)[0]
+    stages = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
+    return {label: pictures[name] for label, name in stages.items()}
 
 
 def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
@@ -127,39 +138,29 @@ def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
     return shlex.join(words)
 
 
-def _samples(trials: list[dict[str, Any]], seed: int, workspace: Workspace) -> dict[str, np.ndarray]:
-    """Return the kept samples of each arm that has finished `seed`."""
-    kept = {}
-    for trial in trials:
-        path = workspace.trials / trial["hash"] / "samples.safetensors"
-        if trial["seed"] == seed and path.exists():
-            kept[trial["arm"]] = load_arrays(path)[0]["samples"]
-    return kept
-
-
 def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | float]:
     """Say what was run, on what, how large, and with which code and machine."""
-    config, data, tokenizer, floor = about["config"], about["data"], about["tokenizer"], about["reconstruction"]
+    config, data = about["config"], about["data"]
     grid = data["image_size"] // config["tokenizer.patch"]
     code, environment = about["code"], about["environment"]
     tokens = config["train.steps"] * config["train.batch_size"] * grid**2
     colours = "grey" if data["channels"] == 1 else "colour"
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
+    views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
+    averaged = f"; evaluated: moving average, decay {config['train.ema']:g}" if config.get("train.ema") else ""
     return {
         "data set": data["name"],
-        "images": f"{data['train_images']:,} for training, {data['test_images']:,} held out, {data['classes']} classes",
+        "images": f"{data['train_images']:,} for training{views}, {data['test_images']:,} held out, "
+        f"{data['classes']} classes",
         "image size": f"{data['image_size']} x {data['image_size']} pixels, {colours}",
         "data digest": data["digest"][:16],
         "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
         f"{grid} x {grid} = {grid**2} tokens an image",
-        "reconstruction of held-out images": f"PSNR {tokenizer['psnr']:.1f} dB, {tokenizer['usage']:.0%} of the codes "
-        f"used, perplexity {tokenizer['perplexity']:.0f}",
-        "FD (classifier) of reconstructions": f"{floor['fd_reconstruction']:.2f} (the floor for samples)",
-        "classifier": f"{about['classifier_accuracy']:.1%} accurate on held-out images",
+        **_quality(about),
         "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
         f"{config['model.heads']} heads, width {config['model.width']}",
         "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
-        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay",
+        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
         "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
         f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; "
         f"judged by {config['evaluation.clusters']} balanced clusters",
@@ -170,3 +171,19 @@ def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | flo
         "environment": f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
         f"({environment['cpu_capability']})",
     }
+
+
+def _quality(about: dict[str, Any]) -> dict[str, str]:
+    """Say how good tokenizer and classifier are, as far as it was measured."""
+    tokenizer, floor, accuracy = about["tokenizer"], about["reconstruction"], about["classifier_accuracy"]
+    used = f"{tokenizer['usage']:.0%} of the codes used, perplexity {tokenizer['perplexity']:.0f}"
+    rows = {"codes of training images": used}
+    if "psnr" in tokenizer:
+        rows = {"reconstruction of held-out images": f"PSNR {tokenizer['psnr']:.1f} dB, {used}"}
+    if floor:
+        rows["FD (classifier) of reconstructions"] = f"{floor['fd_reconstruction']:.2f} (the floor for samples)"
+    else:
+        rows["FD (classifier)"] = "not measured: encoded data without images"
+    if accuracy is not None:
+        rows["classifier"] = f"{accuracy:.1%} accurate on held-out images"
+    return rows

@@ -21,14 +21,18 @@ from iar_study.errors import InputError
 from iar_study.storage import write_json
 from iar_study.study.display import Display
 from iar_study.study.stages import check, prepare
-from iar_study.study.study import Profile, Study, arm_config
+from iar_study.study.study import Profile, Study, trial_configs
 from iar_study.study.tracking import Tracker
 from iar_study.study.trial import Trial, run_trial
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
+from iar_study.training.parallel import check_parallel, first_of, launch, n_processes
 
 POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
+
+GRACE = 60.0
+"""Seconds that a worker that is asked to stop has for its step and its checkpoint."""
 
 WORKER_ENVIRONMENT = {
     # glibc hands a freed tensor's memory back and faults it in anew in every step, unless told to keep it
@@ -70,18 +74,24 @@ def run_study(
     InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
     """
     base = with_settings(profile.config, settings or {})
-    chosen = [study.arm(name) for name in arms] if arms else list(study.arms)
-    if study.baseline not in [arm.name for arm in chosen]:
-        chosen.insert(0, study.arm(study.baseline))
     # Every config is checked before the first stage runs.
-    configs = [
-        (arm, seed, arm_config(arm, base, seed)) for seed in dict.fromkeys(seeds or profile.seeds) for arm in chosen
-    ]
+    configs = trial_configs(study, base, arms, seeds or profile.seeds)
     for _, _, config in configs:
         check(config)
-    trials = [
-        Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
-    ]
+        check_parallel(config, n_processes())
+
+    def prepare_all() -> list[Trial]:
+        return [
+            Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
+        ]
+
+    if n_processes() > 1:
+        fabric = launch(base)
+        trials = first_of(fabric, prepare_all)
+        if not fabric.is_global_zero:
+            return _follow(trials, workspace)
+    else:
+        trials = prepare_all()
     tracker = Tracker(workspace, study, profile, base)
     write_manifest = partial(_write_manifest, study, profile, trials, tracker, settings or {}, workspace)
     write_manifest()
@@ -92,12 +102,14 @@ def run_study(
             tracker.finish(trial, trial.folder(workspace.trials))
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
     pending = list({trial.hash: trial for trial in trials if trial not in finished}.values())
-    failed = _run_pool(pending, workspace, tracker, display)
+    run_all = _run_together if n_processes() > 1 else _run_pool
+    failed = run_all(pending, workspace, tracker, display)
     for trial in trials:
         if trial not in pending and trial not in finished:
             tracker.finish(trial, trial.folder(workspace.trials))
     write_manifest()  # now with the ids of all runs
-    tracker.finish_study([trials[0].shared.tokenizer, trials[0].shared.judging])
+    products = [trials[0].shared.tokenizer, trials[0].shared.judging]
+    tracker.finish_study([path for path in products if path.parent == workspace.cache])
     if tracker.problem:
         display.say(f"MLflow lacks some of this ({tracker.problem}); nothing is lost: run again to fill it in")
     return Outcome(len(pending) - len(failed), len(finished), failed)
@@ -124,7 +136,7 @@ def _write_manifest(
             {"arm": trial.arm, "seed": trial.seed, "hash": trial.hash, "run_id": tracker.run_id(trial)}
             for trial in trials
         ],
-        "reference": trials[0].shared.reference.name,
+        "reference": trials[0].shared.reference.name if trials[0].shared.reference else None,
     }
     write_json(workspace.studies / f"{study.name}.json", manifest)
 
@@ -141,7 +153,7 @@ def _run_pool(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, d
     context.set_forkserver_preload(["iar_study.study.trial"])
     failed: dict[str, str] = {}
     with ProcessPoolExecutor(min(slots, len(trials)), mp_context=context, initializer=_start_worker) as pool:
-        futures = {pool.submit(run_trial, trial, workspace.trials): trial for trial in trials}
+        futures = {pool.submit(_run_in_worker, trial, workspace.trials): trial for trial in trials}
         watch = _Watch(trials, workspace.trials, tracker, display)
         try:
             waiting: set[Future[None]] = set(futures)
@@ -157,11 +169,57 @@ def _run_pool(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, d
                     if error is not None:
                         failed[f"{trial.arm}, seed {trial.seed}"] = f"{type(error).__name__}: {error}"
         except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+            workers = list((pool._processes or {}).values())
+            for process in workers:
+                process.terminate()  # each writes a checkpoint first
+            for process in workers:
+                process.join(GRACE)
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def _run_in_worker(trial: Trial, folder: Path) -> None:
+    try:
+        run_trial(trial, folder)
+    except SystemExit as stopped:  # the pool would take it for the trial's error, and go on with the next one
+        os._exit(int(stopped.code or 0))
+
+
+def _run_together(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, display: Display) -> dict[str, str]:
+    """Run trials one after the other, each on all the processes that `torchrun` started; this is the first of them.
+
+    An error ends all processes, as `torchrun` expects; the same command goes on from the checkpoints.
+    """
+    watch = _Watch(trials, workspace.trials, tracker, display)
+    ended, lock = threading.Event(), threading.Lock()
+
+    def look_now_and_then() -> None:
+        while not ended.wait(POLL):
+            with lock:
+                watch.look()
+
+    watcher = threading.Thread(target=look_now_and_then, daemon=True)
+    watcher.start()
+    try:
+        for trial in trials:
+            run_trial(trial, workspace.trials)
+            with lock:
+                watch.look()
+                tracker.finish(trial, trial.folder(workspace.trials))
+    finally:
+        ended.set()
+        watcher.join()
+    return {}
+
+
+def _follow(trials: Sequence[Trial], workspace: Workspace) -> Outcome:
+    """Run the trials that the first process runs, with it; it alone tells of them."""
+    pending = {trial.hash: trial for trial in trials if not is_finished(trial.folder(workspace.trials))}
+    for trial in pending.values():
+        run_trial(trial, workspace.trials)
+    return Outcome(len(pending), len(trials) - len(pending), {})
 
 
 def _start_worker() -> None:

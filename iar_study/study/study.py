@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,3 +113,13 @@ def _run_file(path: Path) -> Any:
 def arm_config(arm: Arm, base: TrialConfig, seed: int) -> TrialConfig:
     """Return the resolved config of the trial (arm, seed)."""
     return with_settings(base, {**arm.settings, "seed": seed})
+
+
+def trial_configs(
+    study: Study, base: TrialConfig, arms: Sequence[str] | None, seeds: Sequence[int]
+) -> list[tuple[Arm, int, TrialConfig]]:
+    """Return (arm, seed, resolved config) of every trial, seed by seed; the baseline is always among the arms."""
+    chosen = [study.arm(name) for name in arms] if arms else list(study.arms)
+    if study.baseline not in [arm.name for arm in chosen]:
+        chosen.insert(0, study.arm(study.baseline))
+    return [(arm, seed, arm_config(arm, base, seed)) for seed in dict.fromkeys(seeds) for arm in chosen]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iar_study.config import TrialConfig, flatten
+from iar_study.config import TrialConfig, flatten, identity
 from iar_study.data.codes import Codes
 from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.fidelity import frechet_distance
@@ -24,19 +25,24 @@ from iar_study.storage import digest, load_arrays, replacing, save_arrays, write
 from iar_study.study.stages import (
     RECIPE,
     Shared,
+    decode,
+    facts,
     load_classifier,
     load_codebook,
     load_codes,
     load_rearrangement,
-    load_tokenizer,
 )
 from iar_study.study.workspace import is_finished
-from iar_study.training.gpt import Diverged, original_order, train_gpt
+from iar_study.training.gpt import step_seed, train_gpt
 from iar_study.training.journal import read_journal
-from iar_study.training.tokenizer import decode_tokens
+from iar_study.training.parallel import collected, launch, n_processes, process_rank
+from iar_study.training.progress import Diverged
 
-GRID_COLUMNS = 8
-"""Pictures of each class that a trial keeps for the sample grids."""
+GRID_ROWS, GRID_COLUMNS = 10, 8
+"""Classes, the first ones, and pictures of each that a trial keeps for the sample grids."""
+
+SAMPLED_AT_ONCE = 100
+"""Samples that are drawn together, with noise of their own: what a GPU holds of XXL, and as fast as more on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,14 @@ class Trial:
     @property
     def hash(self) -> str:
         """Identity: the config and the content of the inputs; names of data sets and arms do not count."""
-        settings = asdict(self.config)
-        # These act on the trial through the content of their products alone.
-        for section in ("data", "tokenizer", "classifier", "clustering"):
-            del settings[section]
-        return digest(RECIPE, settings, self.shared.digests)[:16]
+        return digest(RECIPE, identity(self.config), self.shared.digests)[:16]
 
     def folder(self, trials: Path) -> Path:
         return trials / self.hash
 
 
 def run_trial(trial: Trial, trials: Path) -> None:
-    """Run or resume a trial; do nothing when it is finished.
+    """Run or resume a trial; do nothing when it is finished. Under `torchrun` every process calls it.
 
     The folder then holds trial.json (config, inputs, code, environment), journal.jsonl (curves), weights and codebook
     in the arm's order, samples, and, written last, result.json: {"status": "finished" | "diverged", "metrics"}.
@@ -71,58 +73,80 @@ def run_trial(trial: Trial, trials: Path) -> None:
     if is_finished(folder):
         return
     config, shared = trial.config, trial.shared
-    codes, rearrangement = load_codes(shared.codes), load_rearrangement(shared.rearrangement)
-    write_json(folder / "trial.json", describe(trial, codes))
+    fabric = launch(config)
+    codes, rearrangement = load_codes(shared), load_rearrangement(shared.rearrangement)
+    if fabric.is_global_zero:
+        write_json(folder / "trial.json", describe(trial, codes))
+    measure = partial(sample_and_measure, trial, codes.class_names, folder)
     try:
-        model = train_gpt(config, codes, rearrangement, load_rearrangement(shared.judging), folder)
+        model = train_gpt(config, codes, rearrangement, load_rearrangement(shared.judging), folder, measure, fabric)
     except Diverged as error:
-        write_json(folder / "result.json", {"status": "diverged", "step": error.step, "metrics": {}})
+        if fabric.is_global_zero:
+            write_json(folder / "result.json", {"status": "diverged", "step": error.step, "metrics": {}})
+        return
+    if not fabric.is_global_zero:
         return
     weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
     save_arrays(folder / "weights.safetensors", weights)
-    codebook = rearrangement.rows(load_codebook(shared.codes))
+    codebook = rearrangement.rows(load_codebook(shared))
     save_arrays(
         folder / "codebook.safetensors",
         {"codebook": codebook, "permutation": rearrangement.permutation, "boundaries": rearrangement.boundaries},
     )
-    metrics = sample_and_measure(original_order(model, rearrangement), trial, codes.class_names, folder)
     last = read_journal(folder / "journal.jsonl")[-1]["metrics"]
-    metrics |= {name: value for name, value in last.items() if name.startswith("val/")}
+    metrics = {name: value for name, value in last.items() if name.startswith(("val/", "samples/"))}
     write_json(folder / "result.json", {"status": "finished", "step": config.train.steps, "metrics": metrics})
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def sample_and_measure(model: GPT, trial: Trial, class_names: tuple[str, ...], folder: Path) -> dict[str, float]:
+def sample_and_measure(
+    trial: Trial, class_names: tuple[str, ...], folder: Path, model: GPT, step: int
+) -> dict[str, float]:
     """Draw samples, classes in turn, keep the first of each class, and return the `samples/*` metrics.
 
-    `model` indexes the original codebook, so with the same seed every arm samples with the same noise per code.
+    `model` indexes the original codebook, so with the same seed every arm samples with the same noise per code, at any
+    step. The processes share the samples out; the first one measures.
     """
-    config, shared = trial.config.evaluation, trial.shared
-    model.eval()
-    generator = torch.Generator(trial.config.compute.device).manual_seed(trial.config.seed)
-    labels = torch.arange(config.samples, device=trial.config.compute.device) % len(class_names)
-    tokens = torch.cat(
-        [
-            generate(model, part, cfg_scale=config.guidance, temperature=config.temperature, generator=generator)
-            for part in labels.split(500)
-        ]
-    )
-    pictures = decode_tokens(load_tokenizer(shared.tokenizer), tokens.cpu().numpy().astype(np.int32))
-    features, classified = classify(load_classifier(shared.classifier), pictures)
-    kept = len(class_names) * GRID_COLUMNS
-    if len(pictures) >= kept:
-        grid = pictures[:kept].reshape(GRID_COLUMNS, len(class_names), *pictures.shape[1:]).swapaxes(0, 1)
+    config, shared, device = trial.config.evaluation, trial.shared, trial.config.compute.device
+    parts = (torch.arange(config.samples) % len(class_names)).split(SAMPLED_AT_ONCE)
+    drawn = {
+        part: generate(
+            model,
+            parts[part].to(device),
+            cfg_scale=config.guidance,
+            temperature=config.temperature,
+            generator=torch.Generator(device).manual_seed(step_seed(trial.seed, part)),
+        ).cpu()
+        for part in range(process_rank(), len(parts), n_processes())
+    }
+    everyone: dict[int, torch.Tensor] = {}
+    for some in collected(drawn):
+        everyone |= some
+    if process_rank():
+        return {}
+    tokens = torch.cat([everyone[part] for part in range(len(parts))]).numpy().astype(np.int32)
+    shown = np.arange(min(len(class_names), GRID_ROWS))[:, None] + len(class_names) * np.arange(GRID_COLUMNS)
+    if shown.max() < len(tokens):
+        grid = decode(shared, tokens[shown.flatten()], device)
+        grid = grid.reshape(*shown.shape, *grid.shape[1:])
         save_arrays(folder / "samples.safetensors", {"samples": grid})
         save_grid(folder / "samples.png", grid)
+    if shared.classifier is None or shared.reference is None:
+        save_arrays(folder / "tokens.safetensors", {"tokens": tokens}, {"step": step})
+        return {}
+    pictures = decode(shared, tokens, device)
+    features, classified = classify(load_classifier(shared.classifier), pictures)
+    labels = torch.cat(parts).numpy()
     return {
         "samples/fd_classifier": frechet_distance(load_arrays(shared.reference)[0]["features"], features),
-        "samples/class_agreement": float((classified == labels.cpu().numpy()).mean()),
+        "samples/class_agreement": float((classified == labels).mean()),
     }
 
 
-def save_grid(path: Path, grid: np.ndarray, scale: int = 3) -> None:
-    """Write uint8 (rows, columns, h, w, c) as one PNG, each pixel `scale` pixels wide."""
+def save_grid(path: Path, grid: np.ndarray) -> None:
+    """Write uint8 (rows, columns, h, w, c) as one PNG; small pictures are enlarged."""
     rows, columns, height, width, channels = grid.shape
+    scale = max(96 // height, 1)
     sheet = grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
     with replacing(path) as temporary:
@@ -136,9 +160,6 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
     commit, dirty = code_version()
     with torch.device("meta"):
         model = GPT(trial.config.model, trial.config.tokenizer.codebook_size, len(codes.class_names), codes.grid)
-    tokenizer = load_arrays(trial.shared.tokenizer)[1]["metrics"]
-    classifier = load_arrays(trial.shared.classifier)[1]["accuracy"]
-    floor = load_arrays(trial.shared.reference)[1]
     return {
         "hash": trial.hash,
         "seed": trial.seed,
@@ -146,11 +167,9 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
         "inputs": trial.shared.digests,
         "data": trial.shared.data,
         "parameters": model.n_parameters(),
-        "tokenizer": tokenizer,
-        "classifier_accuracy": classifier,
-        "reconstruction": {key: floor[key] for key in ("fd_reconstruction", "class_agreement")},
+        **facts(trial.shared),
         "code": {"commit": commit, "dirty": dirty},
-        "environment": environment(),
+        "environment": {**environment(), "processes": str(n_processes())},
     }
 
 

@@ -1,40 +1,65 @@
 """Train one GPT on rearranged codes with L_TCE + lambda * L_CCE: resumable, and bit-identical when repeated.
 
-Everything random in step s (dropped classes, dropout) is seeded by (seed, s), and the batch is a function of
-(seed, s): a resumed training needs no random state, and all arms of a study see the same noise in the same order.
+Everything random in step s (augmentation, dropped classes, dropout) is seeded by (seed, s), and the batch is a function
+of (seed, s): a resumed training needs no random state, all arms of a study see the same noise in the same order, and
+any number of processes does the same, to the rounding of their sums.
 """
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from iar_study.codebook import Rearrangement
-from iar_study.config import TrainConfig, TrialConfig
-from iar_study.data.batches import batch_indices
+from iar_study.config import TrainConfig, TrialConfig, identity
+from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
 from iar_study.evaluation.predictions import Judge, evaluate_predictions, prediction_metrics
 from iar_study.models.gpt import GPT
 from iar_study.models.losses import token_and_cluster_cross_entropy
-from iar_study.training.checkpoint import load_checkpoint, save_checkpoint
+from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
+from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like, total
+from iar_study.training.progress import Diverged, Losses, Pace
+from iar_study.training.signals import StopRequest
+
+Measure = Callable[[GPT, int], Mapping[str, float]]
+"""(model in the original order of the codes, step) -> metrics; every process is asked, the first one's count."""
+
+READERS = 2
+"""Processes that read batches ahead for a GPT on a GPU."""
 
 
-class Diverged(ArithmeticError):
-    """The training loss is no longer finite."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the training loss is not finite at step {step}")
-        self.step = step
+EVALUATED_AT_ONCE = 250
+"""Images that are evaluated together; fewer where a part of a batch is smaller."""
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of all random draws of one training step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+class Objective(nn.Module):
+    """The model with its losses: what is spread over devices, and computed in the chosen precision."""
+
+    def __init__(self, model: GPT, boundaries: np.ndarray) -> None:
+        super().__init__()
+        self.model = model
+        self.boundaries = torch.from_numpy(boundaries)  # no buffer: on the CPU the loss can look at them at no cost
+
+    def forward(self, labels: Tensor, tokens: Tensor, judge: Judge | None) -> tuple[Tensor, Tensor | None]:
+        """Return (L_TCE, L_CCE), a tensor (2,), and with a `judge` its sums, of labels (B,) and tokens (B, T)."""
+        logits = self.model(labels, tokens[:, :-1])
+        losses = token_and_cluster_cross_entropy(logits, tokens, self.boundaries)
+        return torch.stack(losses), judge.sums(logits.detach(), tokens) if judge else None
+
+
+def step_seed(seed: int, step: int, *part: int) -> int:
+    """Return the seed of the random draws of one training step, or of one part of its batch."""
+    return int(np.random.SeedSequence([seed, step, *part]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def initial_model(config: TrialConfig, codes: Codes, rearrangement: Rearrangement) -> GPT:
@@ -42,7 +67,7 @@ def initial_model(config: TrialConfig, codes: Codes, rearrangement: Rearrangemen
     torch.manual_seed(config.seed)
     model = GPT(config.model, len(rearrangement.permutation), len(codes.class_names), codes.grid)
     model.rearrange_vocabulary(torch.from_numpy(rearrangement.order))
-    return model.to(config.compute.device)
+    return model
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -55,98 +80,233 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, as in LlamaGen's recipe."""
+def make_optimizer(model: GPT, config: TrainConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as in LlamaGen's recipe; `fused` is faster, the same to rounding."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def sampled_steps(config: TrialConfig) -> set[int]:
+    """Return the steps after which samples are drawn: the ends of equal parts of the training."""
+    times = config.evaluation.sampled_times
+    return {max(config.train.steps * k // times, 1) for k in range(1, times + 1)}
+
+
+class Training:
+    """A GPT in training on the processes of `fabric`: weights, moments, and the moving average of the weights.
+
+    Attributes
+    ----------
+    model : the GPT; under FSDP its weights are shared out over the processes.
+    share : the images of a batch that this process trains on.
+    average : what is evaluated, a tensor for each weight; the weights themselves without `train.ema`.
+    """
+
+    def __init__(self, fabric: Fabric, config: TrialConfig, codes: Codes, rearrangement: Rearrangement) -> None:
+        self.fabric, self.config = fabric, config
+        self.model = initial_model(config, codes, rearrangement)
+        prepare_blocks(self.model, config)
+        self.objective = fabric.setup_module(Objective(self.model, rearrangement.boundaries))
+        # The fused step would unscale float16's gradients itself, after they were to be clipped.
+        self.optimizer = make_optimizer(self.model, config.train, fused=config.compute.precision != "float16")
+        self.stepper: Any = fabric.setup_optimizers(self.optimizer)
+        self.weights = list(self.model.parameters())
+        self.average = [p.detach().clone() if config.train.ema else p.detach() for p in self.weights]
+        self.size = config.train.micro_batch or config.train.batch_size
+        self.parts = config.train.batch_size // self.size // fabric.world_size  # of a batch, for this process
+        self.first_part = fabric.global_rank * self.parts
+        self.share = slice(self.first_part * self.size, (self.first_part + self.parts) * self.size)
+        self.objective.train()
+
+    def step(
+        self, step: int, labels: Tensor, tokens: Tensor, judge: Judge | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Take 0-based `step` on this process's labels (B,) and tokens (B, T).
+
+        Returns the losses, (2,), the judge's sums, both of this process, and the gradient's norm before clipping.
+        """
+        config, several = self.config, self.fabric.world_size > 1
+        noise = torch.Generator().manual_seed(step_seed(config.seed, step))
+        dropped = torch.rand(config.train.batch_size, generator=noise)[self.share] < config.model.class_dropout
+        labels = torch.where(dropped, self.model.cls_embedding.n_classes, labels)
+        losses, sums = [], []
+        for part, (some_labels, some_tokens) in enumerate(
+            zip(labels.split(self.size), tokens.split(self.size), strict=True), start=1
+        ):
+            # 1 stands for the augmentations, see `TokenBatches`.
+            torch.manual_seed(step_seed(config.seed, step, 1 + self.first_part + part))
+            with self.fabric.no_backward_sync(self.objective, enabled=several and part < self.parts):
+                of_part, judged = self.objective(
+                    some_labels.to(self.fabric.device), some_tokens.to(self.fabric.device, non_blocking=True), judge
+                )
+                self.fabric.backward((of_part[0] + config.loss.cluster_weight * of_part[1]) / self.parts)
+            losses.append(of_part.detach())
+            sums.append(judged)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.train, step)
+        norm = self.fabric.clip_gradients(
+            self.objective, self.stepper, max_norm=config.train.clip, error_if_nonfinite=False
+        )
+        assert norm is not None  # Fabric clips by norm
+        self.stepper.step()
+        self.optimizer.zero_grad()
+        self._update_average(step)
+        return torch.stack(losses).mean(0), torch.stack(sums).sum(0) if judge else None, norm
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        if self.config.train.ema:
+            # Early on the average is short, so that the first weights are soon forgotten.
+            decay = min(self.config.train.ema, (2 + step) / (11 + step))
+            torch._foreach_lerp_([local(a) for a in self.average], [local(w) for w in self.weights], 1 - decay)
+
+    @torch.no_grad()
+    def evaluated_model(self) -> GPT:
+        """Return a GPT of its own, whole in every process, with the averaged weights; in evaluation mode."""
+        model = self.model
+        whole = GPT(model.config, model.vocab_size, model.cls_embedding.n_classes, model.grid).to(self.fabric.device)
+        for parameter, average in zip(whole.parameters(), self.average, strict=True):
+            parameter.copy_(gathered(average))
+        return whole.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a checkpoint needs, by name, whole and on the CPU; in the first process alone."""
+        found = {}
+        for (name, weight), average in zip(self.model.named_parameters(), self.average, strict=True):
+            of_weight = {"model": weight, "ema": average} if self.config.train.ema else {"model": weight}
+            of_weight |= {f"optimizer.{key}": value for key, value in self.optimizer.state[weight].items()}
+            for key, tensor in of_weight.items():
+                whole = gathered(tensor)  # all processes take part
+                if self.fabric.is_global_zero:
+                    found[f"{key}.{name}"] = whole.detach().cpu().contiguous()
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: CheckpointTensors) -> None:
+        """Put the tensors of a checkpoint in their places, shared out as the weights are."""
+        moments = {name.split(".")[1] for name in tensors.names if name.startswith("optimizer.")}
+        for (name, weight), average in zip(self.model.named_parameters(), self.average, strict=True):
+            local(weight).copy_(local(spread_like(tensors[f"model.{name}"], weight)))
+            if self.config.train.ema:
+                local(average).copy_(local(spread_like(tensors[f"ema.{name}"], weight)))
+            for moment in moments:
+                value = tensors[f"optimizer.{moment}.{name}"]
+                like_weight = value.shape == weight.shape  # all but the count of steps
+                self.optimizer.state[weight][moment] = (
+                    spread_like(value, weight) if like_weight else value.to(weight.device)
+                )
 
 
 def train_gpt(
-    config: TrialConfig, codes: Codes, rearrangement: Rearrangement, judging: Rearrangement, folder: Path
+    config: TrialConfig,
+    codes: Codes,
+    rearrangement: Rearrangement,
+    judging: Rearrangement,
+    folder: Path,
+    measure: Measure | None = None,
+    fabric: Fabric | None = None,
 ) -> GPT:
-    """Train a trial's model, going on from the checkpoint in `folder` when there is one.
+    """Train a trial's model, going on from the newest checkpoint in `folder`, and return it in evaluation mode.
+
+    With `train.ema` the model that is evaluated, measured and returned has the moving average of the weights.
 
     Parameters
     ----------
     codes : the tokens, in the original order of the codes.
     rearrangement : the order and the clusters that this arm trains with.
     judging : the clusters that `val/*` metrics are measured by, alike for every arm.
-    folder : receives `journal.jsonl` and `checkpoint.safetensors`.
+    folder : receives `journal.jsonl` and `checkpoints/`.
+    measure : is asked for the metrics of samples, `evaluation.sampled_times` times.
 
     Raises
     ------
     Diverged : the loss is NaN or infinite.
+    InputError : a checkpoint of other settings, a disk that is full, processes that cannot share the batches out.
+    KeyboardInterrupt, SystemExit : at SIGINT and SIGTERM, once a checkpoint is written.
     """
-    settings, device = config.train, torch.device(config.compute.device)
+    settings = config.train
+    fabric = fabric or launch(config)
     torch.set_num_threads(config.compute.threads)
     torch.use_deterministic_algorithms(True)
-    model = initial_model(config, codes, rearrangement)
-    optimizer = make_optimizer(model, settings)
-    journal = Journal(folder / "journal.jsonl")
-    checkpoint = folder / "checkpoint.safetensors"
+    training = Training(fabric, config, codes, rearrangement)
+    precision = fabric.strategy.precision
+    journal = Journal(folder / "journal.jsonl") if fabric.is_global_zero else None
+    checkpoints = Checkpoints(folder / "checkpoints", identity(config))
+    first, losses = 0, Losses(fabric)
+    if found := first_of(fabric, checkpoints.newest):
+        path, state = found
+        training.restore(CheckpointTensors(path))
+        precision.load_state_dict(state["precision"])
+        first, losses = state["step"], Losses(fabric, tuple(state["sums"]), state["count"])
 
-    train_tokens = rearrangement.tokens(codes.train_tokens)
-    held_out = slice(0, config.evaluation.images)
-    val_tokens = torch.from_numpy(rearrangement.tokens(codes.test_tokens[held_out])).long().to(device)
-    val_labels = torch.from_numpy(codes.test_labels[held_out]).to(device)
-    own = torch.from_numpy(rearrangement.boundaries)  # on the CPU, where the loss can look at them at no cost
-    judge = Judge(judging, rearrangement, device)
-    forward = torch.compile(model) if config.compute.compile else model
+    on_gpu = fabric.device.type == "cuda"
+    batches = TokenBatches(codes, rearrangement, settings.batch_size, config.seed, training.share).from_step(
+        first, settings.steps, workers=READERS if on_gpu else 0, pin=on_gpu
+    )
+    judge = Judge(judging, rearrangement, fabric.device)
+    evaluate = _evaluation(fabric, config, codes, rearrangement, judge)
+    pace = Pace(first, settings.steps, fabric.device)
+    with StopRequest() as stop:
+        for step, (tokens, labels) in enumerate(pace.batches(batches), start=first):
+            done = step + 1
+            last = done == settings.steps
+            logging = done % settings.log_every == 0 or last
+            of_step, judged, grad_norm = training.step(step, labels, tokens, judge if logging else None)
+            losses.unseen.append(of_step)
+            pace.tokens += fabric.world_size * tokens.numel()
 
-    state = load_checkpoint(checkpoint, model, optimizer) or {"step": 0, "sums": [0.0, 0.0], "count": 0}
-    model.train()
-    started, timed_steps = time.perf_counter(), 0
-    for step in range(state["step"], settings.steps):
-        torch.manual_seed(step_seed(config.seed, step))
-        batch = batch_indices(len(train_tokens), settings.batch_size, step, config.seed)
-        tokens = torch.from_numpy(train_tokens[batch]).long().to(device)
-        labels = torch.from_numpy(codes.train_labels[batch])
-        dropped = torch.rand(len(labels)) < config.model.class_dropout
-        labels = torch.where(dropped, len(codes.class_names), labels).to(device)
+            evaluating = done % config.evaluation.every == 0 or last
+            sampling = measure is not None and done in sampled_steps(config)
+            # Several processes must stop at the same step: they ask each other now and then only.
+            stopping = stop.agreed(fabric) if logging or fabric.world_size == 1 else 0
+            saving = done % settings.checkpoint_every == 0 or last or stopping
+            if not (logging or evaluating or sampling or saving):
+                continue
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bfloat16"):
-            logits = forward(labels, tokens[:, :-1])
-        tce, cce = token_and_cluster_cross_entropy(logits, tokens, own)
-        loss = tce + config.loss.cluster_weight * cce
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step)
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        done = step + 1
-        if not math.isfinite(loss.item()):
-            raise Diverged(done)
-        optimizer.step()
+            losses.settle(done)
+            metrics: dict[str, float] = {}
+            if judged is not None:
+                token_nll, cluster_nll = losses.means()
+                metrics |= prediction_metrics(total(fabric, judged), "train") | pace.metrics(done)
+                metrics["train/loss"] = token_nll + config.loss.cluster_weight * cluster_nll
+                metrics["train/token_nll"], metrics["train/own_cluster_nll"] = token_nll, cluster_nll
+                metrics["train/grad_norm"] = float(gathered(grad_norm))
+                metrics["train/lr"] = learning_rate(settings, step)
+            if evaluating or sampling:
+                metrics |= evaluate(training.evaluated_model())
+                if not math.isfinite(metrics["val/token_nll"]):
+                    raise Diverged(done)
+            if measure is not None and sampling:
+                metrics |= measure(original_order(training.evaluated_model(), rearrangement), done)
+            if journal is not None and metrics:
+                journal.write(done, metrics)
+            if saving:
+                tensors = training.tensors()
+                state = {"step": done, "sums": losses.sums, "count": losses.count, "precision": precision.state_dict()}
+                if fabric.is_global_zero:
+                    checkpoints.save(done, tensors, state)
+            if stopping:
+                stop.obey(stopping)
+            pace.restart()
+    return training.evaluated_model()
 
-        timed_steps += 1
-        state = {
-            "step": done,
-            "sums": [state["sums"][0] + tce.item(), state["sums"][1] + cce.item()],
-            "count": state["count"] + 1,
-        }
-        metrics: dict[str, float] = {}
-        if done % settings.log_every == 0 or done == settings.steps:
-            token_nll, cluster_nll = (total / state["count"] for total in state["sums"])
-            metrics |= prediction_metrics(judge.sums(logits.detach(), tokens), "train")
-            metrics |= {
-                "train/loss": token_nll + config.loss.cluster_weight * cluster_nll,
-                "train/token_nll": token_nll,
-                "train/own_cluster_nll": cluster_nll,
-                "train/grad_norm": float(grad_norm),
-                "train/lr": learning_rate(settings, step),
-                "train/tokens_per_second": timed_steps * tokens.numel() / (time.perf_counter() - started),
-            }
-            state |= {"sums": [0.0, 0.0], "count": 0}
-        if done % config.evaluation.every == 0 or done == settings.steps:
-            metrics |= evaluate_predictions(model, val_labels, val_tokens, own, judge)
-        if metrics:
-            journal.write(done, metrics)
-            started, timed_steps = time.perf_counter(), 0
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            save_checkpoint(checkpoint, model, optimizer, state)
-    return model
+
+def _evaluation(
+    fabric: Fabric, config: TrialConfig, codes: Codes, rearrangement: Rearrangement, judge: Judge
+) -> Callable[[GPT], dict[str, float]]:
+    """Return what measures a model on this process's share of the held-out images, and adds up over all."""
+    held_out = slice(fabric.global_rank, config.evaluation.images, fabric.world_size)
+    return partial(
+        evaluate_predictions,
+        labels=torch.from_numpy(codes.test_labels[held_out]).to(fabric.device),
+        tokens=torch.from_numpy(rearrangement.tokens(codes.test_tokens[held_out])).long().to(fabric.device),
+        own=torch.from_numpy(rearrangement.boundaries),
+        judge=judge,
+        total=partial(total, fabric),
+        images_at_once=min(config.train.micro_batch or EVALUATED_AT_ONCE, EVALUATED_AT_ONCE),
+    )
 
 
 def original_order(model: GPT, rearrangement: Rearrangement) -> GPT:

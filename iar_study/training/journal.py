@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ class Journal:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint that follows must not outlive it
         except OSError as error:
             raise unwritable(self.path, error) from error
         self.last_step = step

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iar_study.models.gpt import GPT, PRESETS
+from iar_study.config import PRESETS
+from iar_study.models.gpt import GPT
 from iar_study.models.sampling import generate
+from tests.benchmarks.test_losses import DTYPES
 
 CLASSES, GRID = 1_000, 16
 TOKENS = GRID**2
@@ -38,7 +40,9 @@ class Reference:
         self.model, self.weights, self.config = model, dict(model.named_parameters()), model.config
 
     def norm(self, x, name):
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * self.weights[f"{name}.weight"]
+        wide = x.float()
+        wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + 1e-5)
+        return wide.type_as(x) * self.weights[f"{name}.weight"]
 
     def linear(self, x, name):
         return F.linear(x, self.weights[f"{name}.weight"])
@@ -51,7 +55,7 @@ class Reference:
         pairs = x.reshape(*x.shape[:-1], -1, 2)
         cos, sin = table[:, None, :, 0], table[:, None, :, 1]
         a, b = pairs[..., 0], pairs[..., 1]
-        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(3)
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(3).type_as(x)
 
     def attention(self, x, name, positions, mask, cache):
         batch, length, width = x.shape
@@ -92,12 +96,12 @@ class Reference:
     def generate(self, labels, cfg_scale, generator):
         batch, heads, room = len(labels), self.config.heads, TOKENS + 8  # LlamaGen rounds 257 up to a multiple of 8
         shape = (2, 2 * batch, heads, room, self.config.width // heads)
-        caches = [torch.zeros(shape) for _ in range(self.config.layers)]
+        caches = [torch.zeros(shape, dtype=self.weights["output.weight"].dtype) for _ in range(self.config.layers)]
         causal = torch.ones(room, room, dtype=torch.bool).tril()
         x = self.model.cls_embedding(torch.cat([labels, torch.full_like(labels, CLASSES)]))
         drawn = []
         for i in range(TOKENS):
-            logits = self(x, torch.tensor([i]), causal[i : i + 1], caches)[:, -1]
+            logits = self(x, torch.tensor([i]), causal[i : i + 1], caches)[:, -1].float()
             cond, uncond = logits.chunk(2)
             p = (uncond + cfg_scale * (cond - uncond)).softmax(-1)
             drawn.append(torch.multinomial(p, 1, generator=generator))
@@ -123,9 +127,9 @@ def compiled_logits(model):
     ("preset", "vocabulary", "batch"), [("small", 1024, 8), ("small", 16_384, 8), ("B", 16_384, 2)]
 )
 @pytest.mark.parametrize("manner", [reference_logits, ours_logits, compiled_logits], ids=lambda manner: manner.__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@DTYPES
 def test_training_step(benchmark, manner, preset, vocabulary, batch, dtype):
-    """In bfloat16 by autocast, which pays on CPUs that multiply it fast alone (AVX512-BF16, AMX)."""
+    """In bfloat16 by autocast."""
     model = make_model(preset, vocabulary)
     logits_of = manner(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -169,12 +173,13 @@ def our_samples(model, labels, generator):
 @pytest.mark.bench
 @pytest.mark.parametrize("batch", [4, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("manner", [reference_samples, our_samples], ids=lambda manner: manner.__name__)
-def test_sampling(benchmark, manner, batch):
-    model = make_model("B").eval()
+@DTYPES
+def test_sampling(benchmark, manner, batch, dtype):
+    model = make_model("B").to(dtype).eval()
     labels = torch.arange(batch)
     weights = TOKENS * sum(p.nbytes for name, p in model.named_parameters() if "embed" not in name)
     bandwidth = read_bandwidth()
-    benchmark.group = f"sampling, float32, B, {TOKENS} tokens, guidance, batch {batch}"
+    benchmark.group = f"sampling, {dtype}, B, {TOKENS} tokens, guidance, batch {batch}"
     benchmark.pedantic(manner, (model, labels, torch.Generator().manual_seed(0)), rounds=2 if batch == 4 else 1)
     bandwidth = max(bandwidth, read_bandwidth())
     benchmark.extra_info |= {

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from iar_study.config import ModelConfig
+from iar_study.config import PRESETS, ModelConfig
 from iar_study.errors import InputError
-from iar_study.models.gpt import GPT, PRESETS, Linear
+from iar_study.models.gpt import GPT, Linear, attend, dropout, rotary_2d
 from iar_study.models.losses import token_and_cluster_cross_entropy
 
 CONFIG = ModelConfig(layers=2, heads=2, width=16, ffn_multiple=8, dropout=0.1)
@@ -101,6 +102,73 @@ def test_logits_in_float32_are_those_of_llamagen_in_training_and_from_the_cache(
     assert all(product.packed is None for product in model.modules() if isinstance(product, Linear))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_in_bfloat16_are_those_in_float32_up_to_its_digits(autocast):
+    model = random_model().float()
+    labels, tokens = random_batch()
+    expected = model(labels, tokens[:, :-1])
+    model = model if autocast else model.bfloat16()
+    cache = model.empty_cache(len(labels))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast), model.packed(len(labels)):
+        whole = model(labels, tokens[:, :-1])
+        steps = [model(labels, None, cache)]
+        steps += [model(None, tokens[:, i : i + 1], cache, i + 1) for i in range(GRID**2 - 1)]
+    for found in (whole, torch.cat(steps, 1)):
+        assert found.dtype == torch.bfloat16
+        assert (found - expected).norm() < 0.04 * expected.norm()  # it keeps 8 bits
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        GPT.bfloat16,
+        GPT.double,
+        lambda model: model.to(torch.float16),
+        lambda model: model.to("meta", torch.bfloat16).to_empty(device="cpu"),
+        lambda model: nn.Sequential(model).bfloat16()[0],
+    ],
+    ids=["bfloat16", "double", "to float16", "meta", "inside another module"],
+)
+def test_the_rotation_table_stays_as_it_is_whatever_the_weights_are_cast_to(cast):
+    model = cast(GPT(CONFIG, VOCABULARY, CLASSES, GRID))
+    assert model.output.weight.dtype != torch.float32
+    assert model.rotary.dtype == torch.float32
+    assert torch.equal(model.rotary, rotary_2d(GRID, CONFIG.width // CONFIG.heads))
+    assert "rotary" not in model.state_dict()
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 300), (5, 5), (128, 128), (300, 300)])
+def test_attention_in_bfloat16_has_the_values_and_gradients_of_torchs_in_float32(queries, keys):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, n, 8).bfloat16().requires_grad_() for n in (queries, keys, keys)]
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    found, expected = attend(*inputs), F.scaled_dot_product_attention(*wide, is_causal=queries > 1)
+    upstream = torch.randn_like(expected)
+    found.backward(upstream.bfloat16())
+    expected.backward(upstream)
+    for a, b in [(found, expected), *((x.grad, y.grad) for x, y in zip(inputs, wide, strict=True))]:
+        assert a.dtype == torch.bfloat16
+        assert (a - b).norm() <= 0.02 * b.norm() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_what_is_left(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(101, 999, dtype=dtype, requires_grad=True)
+    assert dropout(x, 0.3, training=False) is x
+    found = dropout(x, 0.3, training=True)
+    kept = found != 0
+    torch.testing.assert_close(found[kept], torch.full_like(found[kept], 1 / 0.7))
+    assert kept.float().mean() == pytest.approx(0.7, abs=4 * (0.3 * 0.7 / x.numel()) ** 0.5)
+    assert kept.float().mean(0).std() == pytest.approx((0.3 * 0.7 / 101) ** 0.5, rel=0.1)  # each on its own
+    found.sum().backward()
+    assert torch.equal(x.grad, found)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.3, training=True), found)
+    assert torch.equal(dropout(x, 0.0, training=True), x)
+    assert not dropout(x, 1.0, training=True).any()
+
+
 def test_dropout_acts_on_tokens_residuals_and_feed_forward_outputs(monkeypatch):
     model = random_model().train()
     labels, tokens = random_batch()
@@ -136,10 +204,11 @@ def test_initial_weights_are_those_of_llamagen():
         assert float(weight.std()) == pytest.approx(deviation, rel=0.1), name
 
 
-def test_products_through_onednn_have_the_values_and_gradients_of_plain_ones():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_through_onednn_have_the_values_and_gradients_of_plain_ones(dtype):
     torch.manual_seed(0)
-    product = Linear(24, 40)
-    x = torch.randn(2, 5, 24, requires_grad=True)
+    product = Linear(24, 40).to(dtype)
+    x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
     plain = x.detach().clone().requires_grad_()
     weight = product.weight.detach().clone().requires_grad_()
     product(x).sin().sum().backward()
@@ -150,9 +219,10 @@ def test_products_through_onednn_have_the_values_and_gradients_of_plain_ones():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_without_a_graph_break(training):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_without_a_graph_break(training, dtype):
     torch.compiler.reset()
-    model = random_model().float().train(training)
+    model = random_model().to(dtype).train(training)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     labels, tokens = random_batch()
     found = compiled(labels, tokens[:, :-1])

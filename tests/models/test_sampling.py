@@ -43,6 +43,19 @@ def test_equals_sampling_without_a_cache(dtype, scale):
     assert torch.equal(found, step_by_step(model, labels, lambda i: scale, seeded(3), temperature=0.9))
 
 
+def test_bfloat16_draws_what_float32_draws_up_to_its_digits():
+    wide, narrow, labels = random_model(), random_model(torch.bfloat16), torch.arange(600) % CLASSES
+    expected, found, again, other = (
+        generate(model, labels, cfg_scale=1.5, generator=seeded(s))
+        for model, s in ((wide, 0), (narrow, 0), (narrow, 0), (narrow, 1))
+    )
+    assert torch.equal(found, again)
+    assert not torch.equal(found, other)
+    same = (found == expected).cumprod(1).float().mean(0)  # a sequence that leaves the other's way never comes back
+    assert same[0] > 0.95
+    assert same[-1] > 0.8
+
+
 def test_the_same_seed_gives_the_same_tokens_and_they_follow_the_distribution():
     model, labels = random_model(), torch.full((4000,), 1)
     first, again, other = (

@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from iar_study.errors import InputError
 from iar_study.reporting import figures
 
-NLL = "val/token_nll"
+FD, NLL = "samples/fd_classifier", "val/token_nll"
 
 
 def texts(figure):
@@ -65,6 +66,49 @@ def test_a_diverged_seed_ends_the_mean_and_the_band(build):
     assert len(axes.collections) == 4
     assert axes.lines[-1].get_xdata().tolist() == [0, 100, 200]
     assert "thick: mean over seeds; band: 95% interval; thin: single seeds" in texts(figure)
+
+
+def test_a_diverged_trial_keeps_its_curve_and_its_end_is_marked(build):
+    results = build(seeds=(0, 1, 2))
+    curves, missing = results.curves, pd.DataFrame([("iar", 1, "diverged", 237)], columns=results.missing.columns)
+    curves = curves[~((curves["arm"] == "iar") & (curves["seed"] == 1) & (curves["step"] > 200))]
+    results = replace(results, curves=curves, missing=missing)
+    for differences in (False, True):
+        figure = figures.curves(results, NLL, differences=differences)
+        (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+        assert cross.get_xdata().tolist() == [200]
+        assert legend(figure)[-1] == "diverged"
+        (mean,) = [line for line in figure.axes[0].lines if line.get_linewidth() == 1.9 and len(line.get_xdata()) == 3]
+        assert to_hex(mean.get_color()) == to_hex(figures.arm_colors(results)["iar"])
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_a_seed_lost_before_its_first_value_leaves_no_mean_of_the_others(build, differences):
+    results = build(arms={"baseline": "", "iar": ""}, seeds=(0, 1, 2))
+    curves, missing = results.curves, pd.DataFrame([("iar", 1, "diverged", 3)], columns=results.missing.columns)
+    curves = curves[~((curves["arm"] == "iar") & (curves["seed"] == 1))]
+    figure = figures.curves(replace(results, curves=curves, missing=missing), NLL, differences=differences)
+    lines = [line for line in figure.axes[0].lines if to_hex(line.get_color()) != to_hex(figures.BASELINE_COLOR)]
+    assert sorted(np.isfinite(line.get_ydata()).sum() for line in lines) == [0, 0, 6, 6]
+    assert "diverged" not in legend(figure)  # there is no value to mark
+
+
+def test_quality_over_training_is_held_against_the_baselines_end(results):
+    figure = figures.quality_over_training(results, FD)
+    axes = figure.axes[0]
+    *curves, end = axes.lines
+    final = results.final[(results.final["metric"] == FD) & (results.final["arm"] == "baseline")]["value"]
+    np.testing.assert_allclose(end.get_ydata(), final.mean())
+    assert {line.get_marker() for line in curves} == {"o"}
+    assert curves[0].get_xdata().tolist() == [125, 250, 375, 500]
+    assert axes.get_yscale() == "log"
+    assert {"baseline at its end", "40", "50"} <= set(texts(figure))
+
+
+def test_a_baseline_that_lost_a_seed_has_no_end_to_hold_against(results):
+    final = results.final.copy()
+    final.loc[(final["arm"] == "baseline") & (final["seed"] == 1), "value"] = np.nan
+    assert "baseline at its end" not in texts(figures.quality_over_training(replace(results, final=final), FD))
 
 
 def test_curves_of_differences_are_paired(results):

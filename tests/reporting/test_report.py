@@ -53,7 +53,7 @@ def without(results, arm):
         final=results.final[results.final["arm"] != arm],
         curves=results.curves[results.curves["arm"] != arm],
         samples={name: grid for name, grid in results.samples.items() if name != arm},
-        missing=pd.DataFrame({"arm": [arm] * 2, "seed": [0, 1], "status": "not finished"}),
+        missing=pd.DataFrame({"arm": [arm] * 2, "seed": [0, 1], "status": "not finished", "step": [40.0, np.nan]}),
     )
 
 
@@ -120,7 +120,7 @@ def test_conclusion_tells_findings_scale_and_limit(results):
         r"FD \(classifier\) is better for iar \(-6\.\d+ \[-[\d.]+, -[\d.]+\]\), worse for random", ascii_minus(said)
     )
     assert "inconclusive for rearranged and blocks; token NLL is" in said
-    assert said.endswith("none of it says anything about ImageNet scale.")
+    assert said.endswith("none of it says anything about other data or other sizes.")
     assert said.count(". ") == 0
 
 
@@ -200,6 +200,44 @@ def test_gaps_are_shown_not_hidden(build, results, tmp_path, make):
         assert re.search("token NLL is worse for random .*, inconclusive for rearranged, blocks and iar", said)
     else:
         assert "On a data set not stated (image size not stated; model size not stated; 2 seeds)" in said
+
+
+def test_quality_over_training_is_drawn_from_two_sampled_points_on(results, report, page, tmp_path):
+    name, caption = "quality-samples-fd_classifier.png", "How soon each arm reaches a quality"
+    assert (report.parent / name).is_file()
+    assert caption in Page(page).text
+    assert caption in (report.parent / "index.md").read_text()
+    once = results.curves[(results.curves["metric"] == FD) & (results.curves["step"] == 500)]
+    again = write_report(replace(light(results), curves=once, samples={}), tmp_path)
+    assert not (again.parent / name).exists()
+
+
+def test_a_report_without_pictures_to_compare_with_says_so(results, tmp_path):
+    final, curves = (frame[~frame["metric"].str.startswith("samples/")] for frame in (results.final, results.curves))
+    scale = {**results.scale, "FD (classifier)": "not measured: encoded data without images"}
+    results = replace(results, final=final, curves=curves, scale=scale, reconstructions={})
+    path = write_report(results, tmp_path)
+    text = Page(path.read_text()).text
+    assert "FD (classifier) was not measured; token NLL is better" in text
+    assert "not measured: encoded data without images" in text
+    assert {p.name for p in path.parent.glob("*samples*")} == {"samples.png"}
+    assert "nan" not in text.lower()
+
+
+def test_missing_trials_say_how_far_they_got(results, tmp_path):
+    missing = pd.DataFrame(
+        [("iar", 1, "diverged", 237), ("blocks", 0, "not finished", 40), ("random", 1, "not finished", np.nan)],
+        columns=results.missing.columns,
+    )
+    path = write_report(replace(light(results), missing=missing, samples={}), tmp_path)
+    lines = [
+        line for line in path.with_suffix(".md").read_text().splitlines() if "not finished" in line or "237" in line
+    ]
+    assert lines[-3:] == [
+        "| blocks | 0 | not finished, at step 40 |",
+        "| random | 1 | not finished |",
+        "| iar | 1 | diverged at step 237 |",
+    ]
 
 
 def test_odd_names_are_shown_as_they_are(build, tmp_path):

@@ -1,9 +1,7 @@
 """The training loop: repeatable and resumable to the bit, equivariant under permutation, and it learns."""
 
 import math
-import multiprocessing
-import signal
-import time
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,20 +11,16 @@ import torch
 
 from iar_study.codebook import Rearrangement
 from iar_study.config import LossConfig, TrainConfig, with_settings
+from iar_study.errors import InputError
+from iar_study.evaluation.metrics import METRICS
 from iar_study.models.sampling import generate
-from iar_study.training.gpt import Diverged, initial_model, learning_rate, original_order, train_gpt
+from iar_study.training.gpt import initial_model, learning_rate, original_order, train_gpt
 from iar_study.training.journal import read_journal
+from iar_study.training.progress import Diverged
+from tests.training.small import curves
 
 CLUSTERS = Rearrangement.from_labels(np.random.default_rng(1).permutation(16) % 4)
 WHOLE = Rearrangement.identity(16)
-
-
-def curves(folder):
-    """The journal without what a clock decides."""
-    return [
-        (point["step"], {k: v for k, v in point["metrics"].items() if k != "train/tokens_per_second"})
-        for point in read_journal(folder / "journal.jsonl")
-    ]
 
 
 def assert_same_bits(a, b):
@@ -94,46 +88,103 @@ def test_the_cluster_loss_changes_the_training(codes, config, tmp_path):
     assert not torch.equal(a.output.weight, b.output.weight)
 
 
-def test_killed_and_resumed_ends_in_the_same_bits(codes, config, tmp_path):
-    config = with_settings(config, {"train.steps": 120})
-    undisturbed = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "undisturbed")
-    folder = tmp_path / "killed"
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_gpt, args=(config, codes, CLUSTERS, CLUSTERS, folder)
-    )
-    process.start()
-    while not (folder / "checkpoint.safetensors").exists():
-        assert process.is_alive()
-        time.sleep(0.001)
-    time.sleep(0.05)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    before = curves(folder)
-    assert before[-1][0] < 120
-    resumed = train_gpt(config, codes, CLUSTERS, CLUSTERS, folder)
-    assert_same_bits(undisturbed, resumed)
-    assert curves(folder) == curves(tmp_path / "undisturbed")
-
-
-def test_a_damaged_checkpoint_is_named_and_the_trial_starts_over(codes, config, tmp_path, capsys):
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_named_and_the_training_ends_in_the_same_bits(damaged, codes, config, tmp_path, capsys):
+    """From the checkpoint before, or from the start when that is damaged too."""
     undisturbed = train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    before = curves(tmp_path)
+    for checkpoint in sorted(tmp_path.glob("checkpoints/*.safetensors"))[-damaged:]:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     again = train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path)
-    assert "damaged" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("is damaged:") == damaged
     assert_same_bits(undisturbed, again)
+    assert curves(tmp_path) == before
 
 
-def test_divergence_stops_the_training_and_says_when(codes, config, tmp_path):
-    config = with_settings(config, {"train.lr": 1e38, "train.warmup_steps": 0})
+def test_a_checkpoint_of_other_settings_is_refused(codes, config, tmp_path):
+    train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path)
+    changed = with_settings(config, {"train.lr": 0.5, "model.width": 32})
+    with pytest.raises(InputError, match=r"model\.width = 16, now 32; train\.lr = 0\.01, now 0\.5"):
+        train_gpt(changed, codes, WHOLE, CLUSTERS, tmp_path)
+
+
+def test_the_moving_average_is_that_of_the_weights_after_every_step(codes, config, tmp_path):
+    """Independently, from a training without it whose weights are seen after each of its steps."""
+    steps, decay = 12, 0.8
+    config = with_settings(config, {"train.steps": steps, "evaluation.sampled_times": steps, "train.decay": "constant"})
+    seen = []
+
+    def see(model, step):
+        seen.append([p.double() for p in model.parameters()])
+        return {}
+
+    plain = with_settings(config, {"train.ema": 0.0})
+    train_gpt(plain, codes, WHOLE, CLUSTERS, tmp_path / "plain", see)
+    assert len(seen) == steps
+    average = [p.double() for p in initial_model(config, codes, WHOLE).parameters()]
+    for step, weights in enumerate(seen, start=1):
+        short = min(decay, (1 + step) / (10 + step))
+        average = [short * a + (1 - short) * w for a, w in zip(average, weights, strict=True)]
+    found = train_gpt(with_settings(config, {"train.ema": decay}), codes, WHOLE, CLUSTERS, tmp_path / "ema")
+    for parameter, expected in zip(found.parameters(), average, strict=True):
+        torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def without_dropout(config):
+    return with_settings(config, {"model.dropout": 0.0})
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(size, codes, config, tmp_path):
+    config = without_dropout(config)
+    train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "whole")
+    train_gpt(with_settings(config, {"train.micro_batch": size}), codes, CLUSTERS, CLUSTERS, tmp_path / "parts")
+    for (step, a), (_, b) in zip(curves(tmp_path / "whole"), curves(tmp_path / "parts"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6), step
+
+
+@pytest.mark.parametrize("setting", ["parallel.activation_checkpointing", "compute.compile"])
+def test_how_a_block_is_computed_changes_nothing_beyond_rounding(setting, codes, config, tmp_path):
+    if setting == "compute.compile" and not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    config = with_settings(without_dropout(config), {"train.steps": 10})
+    train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "plain")
+    train_gpt(with_settings(config, {setting: True}), codes, CLUSTERS, CLUSTERS, tmp_path / "other")
+    for (step, a), (_, b) in zip(curves(tmp_path / "plain"), curves(tmp_path / "other"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5), step
+
+
+def test_what_is_computed_again_in_the_backward_pass_draws_the_same_dropout(codes, config, tmp_path):
+    again = with_settings(config, {"parallel.activation_checkpointing": True})
+    models = [train_gpt(c, codes, CLUSTERS, CLUSTERS, tmp_path / str(i)) for i, c in enumerate((config, again))]
+    assert_same_bits(*models)
+
+
+def test_it_tells_how_fast_it_is(codes, config, tmp_path):
+    train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path)
+    points = [point["metrics"] for point in read_journal(tmp_path / "journal.jsonl")]
+    assert {name for point in points for name in point if name.startswith("speed/")} == {
+        name for name in METRICS if name.startswith("speed/")
+    }
+    assert all(0 <= point["speed/data_wait_share"] < 1 for point in points)
+    assert points[-1]["speed/hours_left"] == 0
+    assert all(0.05 < point["speed/peak_memory_gb"] < 100 for point in points)
+
+
+def test_divergence_stops_the_training_says_when_and_keeps_the_curve(codes, config, tmp_path):
+    config = with_settings(config, {"train.lr": 1e38, "train.warmup_steps": 0, "train.log_every": 1})
     with pytest.raises(Diverged) as stopped:
         train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path)
     assert 1 < stopped.value.step <= 40
+    assert [step for step, _ in curves(tmp_path)] == list(range(1, stopped.value.step))
+    with pytest.raises(Diverged) as again:  # the step is told exactly, also where losses are looked at now and then
+        train_gpt(with_settings(config, {"train.log_every": 40}), codes, WHOLE, CLUSTERS, tmp_path / "seldom")
+    assert again.value.step == stopped.value.step
 
 
-def test_bfloat16_trains_too(codes, config, tmp_path):
-    config = with_settings(config, {"compute.precision": "bfloat16", "train.steps": 10})
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_too(precision, codes, config, tmp_path):
+    config = with_settings(config, {"compute.precision": precision, "train.steps": 10})
     model = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path)
     assert model.output.weight.dtype == torch.float32
     assert curves(tmp_path)[-1][1]["train/loss"] < math.log(16) + 0.1

@@ -1,0 +1,89 @@
+"""Two processes (gloo) train like one, whether they hold the model each or share it out, and go on from each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iar_study.config import with_settings
+from iar_study.errors import InputError
+from iar_study.training.parallel import check_parallel
+from tests.training.small import curves, main, make_config, weights
+
+ROOT = Path(__file__).parents[2]
+PARTS = "train.micro_batch=8"
+
+
+def train(*command: str) -> int:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)  # shown where a test fails
+    return done.returncode
+
+
+def on_one(folder: Path, *settings: str) -> int:
+    return train("-m", "tests.training.small", str(folder), PARTS, *settings)
+
+
+def on_two(folder: Path, *settings: str) -> int:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return train(*torchrun, "-m", "tests.training.small", str(folder), PARTS, *settings)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    main(folder, PARTS)
+    return folder
+
+
+def assert_alike(folder: Path, other: Path) -> None:
+    ours, theirs = curves(folder), curves(other)
+    assert [step for step, _ in ours] == [step for step, _ in theirs]
+    for (step, a), (_, b) in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-6), step
+    for name, array in weights(folder).items():
+        np.testing.assert_allclose(array, weights(other)[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["parallel.strategy=ddp"],
+        ["parallel.strategy=fsdp", "parallel.activation_checkpointing=true"],
+    ],
+)
+def test_two_processes_do_what_one_does(settings, alone, tmp_path):
+    assert on_two(tmp_path, *settings) == 0
+    assert_alike(tmp_path, alone)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_checkpoint_of_one_process_loads_in_two_and_the_other_way_round(strategy, alone, tmp_path):
+    assert on_one(tmp_path / "a", "stop_at=20") == 9
+    assert on_two(tmp_path / "a", f"parallel.strategy={strategy}") == 0
+    assert_alike(tmp_path / "a", alone)
+    assert on_two(tmp_path / "b", f"parallel.strategy={strategy}", "stop_at=20") != 0
+    assert curves(tmp_path / "b")[-1][0] == 15  # it was ended in the evaluation at step 20
+    main(tmp_path / "b", PARTS)
+    assert_alike(tmp_path / "b", alone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({"train.micro_batch": 3}, 1, r"micro_batch = 3 does not divide train\.batch_size = 16"),
+        ({}, 2, "2 processes cannot share the 1 parts"),
+        ({"train.micro_batch": 4}, 3, "3 processes cannot share the 4 parts"),
+        ({"compute.precision": "float16", "parallel.strategy": "fsdp"}, 1, "choose bfloat16"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(settings, processes, message):
+    with pytest.raises(InputError, match=message):
+        check_parallel(with_settings(make_config(), settings), processes)
+
+
+def test_evenly_shared_parts_are_fine():
+    for processes in (1, 2, 4):
+        check_parallel(with_settings(make_config(), {"train.micro_batch": 4}), processes)
