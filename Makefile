@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test check bench report lab lock clean
+.PHONY: help install study test check bench slow report lab lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -36,6 +36,9 @@ check: $(READY) ## Lint, format and types
 
 bench: $(READY) ## Benchmarks, side by side with named peers
 	@$(BIN)/python -m pytest -q -m bench tests/benchmarks
+
+slow: $(READY) ## The tests that take longer, such as killing a training thirty times
+	@$(BIN)/python -m pytest -q -m "slow and not bench"
 
 report: $(READY) ## Write the reports of all studies that were run here
 	@$(BIN)/iar-study report

@@ -37,7 +37,7 @@ PROFILES = [
     ),
     Profile(
         "full",
-        "Fashion-MNIST, 1,024 codes, a GPT of 1.9 M weights, 4,000 steps, five seeds: hours on a laptop.",
+        "Fashion-MNIST, 1,024 codes, a GPT of 1.5 M weights, 4,000 steps, five seeds: hours on a laptop.",
         TrialConfig(
             tokenizer=TokenizerConfig(codebook_size=1024, steps=6000),
             classifier=ClassifierConfig(steps=4000),

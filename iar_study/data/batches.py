@@ -65,11 +65,11 @@ class TokenBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def from_step(self, start: int, stop: int, workers: int = 0, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of steps start ... stop - 1; with `workers`, other processes read them ahead."""
-        # By fork: any other way would send them a copy of all the codes.
-        how = "fork" if workers else None
         steps = range(start, stop)
-        return iter(
-            DataLoader(
-                self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin, multiprocessing_context=how
-            )
+        if not workers:
+            return map(self.__getitem__, steps)
+        # By fork: any other way would send them a copy of all the codes.
+        loader = DataLoader(
+            self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin, multiprocessing_context="fork"
         )
+        return iter(loader)

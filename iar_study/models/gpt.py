@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iar_study.config import PRESETS, ModelConfig  # noqa: F401
+from iar_study.config import ModelConfig
 from iar_study.errors import InputError
 
 
@@ -112,18 +112,13 @@ def onednn_serves(*tensors: Tensor) -> bool:
     )
 
 
-def slow_in_torch(x: Tensor) -> bool:
-    """Whether x is bfloat16 on a CPU, for which some of torch's operators take longer than for float32."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q @ k.T / sqrt(head_width)) @ v, (B, heads, T, head_width); one query sees all, several the past.
 
     In bfloat16 on a CPU by plain products, 128 queries with what they can see at a time: there torch's fused attention
     takes 2 to 3 times as long, in training and in sampling.
     """
-    if not slow_in_torch(q):
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[-2] > 1)
     shape, scale = q.shape, q.shape[-1] ** -0.5
     if shape[-2] == 1:
@@ -136,15 +131,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = torch.baddbmm(unseen, some, k[:, :end].mT, alpha=scale)
         parts.append(scores.softmax(-1) @ v[:, :end])
     return torch.cat(parts, 1).view(shape)
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Return `F.dropout`; in bfloat16 on a CPU from noise of 16 bits, in a third of the time, with p in 65,536ths."""
-    if not training or not 0 < p < 1 or not slow_in_torch(x) or torch.compiler.is_compiling():
-        return F.dropout(x, p, training)
-    noise = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = noise[: x.numel()].view(x.shape) >= int(p * 2**16) - 2**15
-    return x * kept.to(x.dtype).div_(1 - p)
 
 
 class Attention(nn.Module):
@@ -168,7 +154,7 @@ class Attention(nn.Module):
             cache[1, :, :, position:end] = v
             k, v = cache[0, :, :, :end], cache[1, :, :, :end]
         out = self.wo(attend(q, k, v).transpose(1, 2).reshape(batch, length, width))
-        return dropout(out, self.dropout, self.training)
+        return F.dropout(out, self.dropout, self.training)
 
 
 def feed_forward_width(width: int, multiple: int) -> int:
@@ -189,7 +175,7 @@ class FeedForward(nn.Module):
         self.w2 = Linear(hidden, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
+        return F.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -274,7 +260,7 @@ class GPT(nn.Module):
             parts.append(self.cls_embedding(labels))
         if tokens is not None:
             parts.append(self.tok_embeddings(tokens))
-        x = dropout(torch.cat(parts, dim=1), self.config.dropout, self.training)
+        x = F.dropout(torch.cat(parts, dim=1), self.config.dropout, self.training)
         table = self.rotary[position : position + x.shape[1]]
         for i, layer in enumerate(self.layers):
             x = layer(x, table, None if cache is None else cache[i], position)

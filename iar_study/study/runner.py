@@ -39,8 +39,6 @@ WORKER_ENVIRONMENT = {
     # (measured: 2,900 page faults and 8 % of a step of `quick`).
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    # Without it, cuBLAS gives other bits each time, and torch refuses to run it where determinism is asked for.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 

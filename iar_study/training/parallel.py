@@ -48,6 +48,8 @@ def launch(config: TrialConfig) -> Fabric:
     """
     compute, processes = config.compute, n_processes()
     check_parallel(config, processes)
+    # Without it, cuBLAS gives other bits each time, and torch refuses to run it where determinism is asked for.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # no word about processes it starts
     precision = {
         "float32": Precision(),

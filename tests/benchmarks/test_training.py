@@ -5,8 +5,11 @@ of both. A round of the bare loop runs before every round of the trainer, so tha
 """
 
 import statistics
+import tempfile
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS, EvaluationConfig, LossConfig, TrainConfig, TrialConfig
 from iar_study.data.codes import Codes
 from iar_study.models.losses import token_and_cluster_cross_entropy
+from iar_study.study.runner import WORKER_ENVIRONMENT
 from iar_study.training.checkpoint import Checkpoints
 from iar_study.training.gpt import Training, initial_model, make_optimizer, train_gpt
 from iar_study.training.journal import read_journal
@@ -51,52 +55,71 @@ def bare_loop(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> Non
         optimizer.step()
 
 
+def timed(call, *arguments) -> float:
+    started = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - started
+
+
+def train(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> tuple[float, list[float]]:
+    """Train in a new folder; return the seconds that checkpoints took, and the shares of time waiting for data."""
+    spent = []
+
+    def watched(method):
+        def call(*arguments):
+            started = time.perf_counter()
+            result = method(*arguments)
+            spent.append(time.perf_counter() - started)
+            return result
+
+        return call
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "tensors", watched(Training.tensors))
+        patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
+        train_gpt(config, codes, clusters, clusters, Path(folder))
+        points = read_journal(Path(folder) / "journal.jsonl")
+    return sum(spent), [point["metrics"]["speed/data_wait_share"] for point in points]
+
+
+def set_up() -> None:
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+
+
 @pytest.mark.bench
 @pytest.mark.parametrize(("preset", "vocabulary", "batch"), [("tiny", 512, 32), ("small", 1024, 8)])
-def test_trainer_beside_a_bare_loop(benchmark, tmp_path, monkeypatch, preset, vocabulary, batch):
+def test_trainer_beside_a_bare_loop(benchmark, monkeypatch, preset, vocabulary, batch):
+    """Both in a process such as the runner trains in."""
     codes, clusters = random_codes(vocabulary), Rearrangement.from_labels(np.arange(vocabulary) % 32)
-    steps = TrainConfig().checkpoint_every
+    steps = 2 * TrainConfig().checkpoint_every
     config = TrialConfig(
         model=PRESETS[preset],
         loss=LossConfig(1.0),
         train=TrainConfig(steps=steps, batch_size=batch),
         evaluation=EvaluationConfig(every=10 * steps, images=1),
     )
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
-    bare, saving, folders = [], [], []
+    for name, value in WORKER_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    bare, of_checkpoints, waits = [], [], []
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=set_up) as worker:
 
-    def timed(method, into):
-        def call(*arguments):
-            started = time.perf_counter()
-            result = method(*arguments)
-            into.append(time.perf_counter() - started)
-            return result
+        def run_bare():
+            bare.append(worker.submit(timed, bare_loop, config, codes, clusters).result())
 
-        return call
+        def run_ours():
+            saving, shares = worker.submit(train, config, codes, clusters).result()
+            of_checkpoints.append(saving)
+            waits.extend(shares)
 
-    run_bare = timed(bare_loop, bare)
-    monkeypatch.setattr(Training, "tensors", timed(Training.tensors, saving))
-    monkeypatch.setattr(Checkpoints, "save", timed(Checkpoints.save, saving))
-
-    def next_round():
-        run_bare(config, codes, clusters)
-        folders.append(tmp_path / str(len(folders)))
-        return (replace(config, seed=len(folders)), codes, clusters, clusters, folders[-1]), {}
-
-    benchmark.group = (
-        f"training, {preset}, {steps} steps of {batch} images, one thread, a checkpoint and {steps // 25} points"
-    )
-    benchmark.pedantic(train_gpt, setup=next_round, rounds=5, warmup_rounds=1)
+        benchmark.group = (
+            f"training, {preset}, {steps} steps of {batch} images, one thread, with points and checkpoints"
+        )
+        benchmark.pedantic(run_ours, setup=run_bare, rounds=5, warmup_rounds=1)
     trained = benchmark.stats.stats.data
     pairs = zip(trained, bare[-len(trained) :], strict=True)
-    waits = [
-        point["metrics"]["speed/data_wait_share"]
-        for folder in folders
-        for point in read_journal(folder / "journal.jsonl")
-    ]
     benchmark.extra_info |= {
         "time_over_bare_loop": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
-        "share_of_checkpoints": round(2 * statistics.median(saving) / statistics.median(trained), 4),
+        "share_of_checkpoints": round(statistics.median(of_checkpoints) / statistics.median(trained), 4),
         "share_of_waiting_for_data": round(statistics.median(waits), 4),
     }

@@ -5,9 +5,9 @@ import argparse
 import pytest
 import torch
 
-from iar_study.config import ModelConfig
+from iar_study.config import PRESETS, ModelConfig
 from iar_study.errors import InputError
-from iar_study.models.gpt import GPT, PRESETS
+from iar_study.models.gpt import GPT
 from iar_study.models.llamagen import load_llamagen, save_llamagen
 
 VOCABULARY, CLASSES, GRID = 24, 5, 3
