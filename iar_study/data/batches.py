@@ -58,8 +58,11 @@ class TokenBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         images, augmentations, _ = self.codes.train_tokens.shape
         rows = batch_indices(images, self.batch_size, step, self.seed)[self.share]
-        # A stream of its own: (seed, step) alone seeds the training's noise, (seed, epoch) the order of the images.
-        drawn = np.random.default_rng([self.seed, step, 1]).integers(augmentations, size=self.batch_size)[self.share]
+        drawn: np.ndarray | int = 0
+        if augmentations > 1:
+            # A stream of its own: (seed, step) alone seeds the training's noise, (seed, epoch) the order of the images.
+            stream = np.random.default_rng([self.seed, step, 1])
+            drawn = stream.integers(augmentations, size=self.batch_size)[self.share]
         tokens = self.rearrangement.tokens(self.codes.train_tokens[rows, drawn])
         return torch.from_numpy(tokens).long(), torch.from_numpy(self.codes.train_labels[rows])
 

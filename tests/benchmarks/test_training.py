@@ -1,7 +1,8 @@
-"""What the trainer costs beside a bare loop over the same model, batches and losses: side by side in one run.
+"""What the trainer costs beside a bare loop over the same model and losses: side by side in one run.
 
-Logging, checkpoints, the moving average, stop requests and Fabric come on top of the bare loop; evaluation is left out
-of both. A round of the bare loop runs before every round of the trainer, so that a busy machine slows both.
+Logging, checkpoints, seeds, stop requests and Fabric come on top of the bare loop, which keeps the moving average as
+well: it is part of the recipe. Evaluation is left out of both. A round of the bare loop runs before every round of the
+trainer, so that a busy machine slows both.
 """
 
 import statistics
@@ -39,6 +40,7 @@ def bare_loop(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> Non
     settings = config.train
     model = initial_model(config, codes, clusters).train()
     optimizer = make_optimizer(model, settings)
+    average = [p.detach().clone() for p in model.parameters()]
     boundaries = torch.from_numpy(clusters.boundaries)
     tokens = torch.from_numpy(clusters.tokens(codes.train_tokens[:, 0])).long()
     labels = torch.from_numpy(codes.train_labels)
@@ -53,6 +55,8 @@ def bare_loop(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> Non
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, list(model.parameters()), 1 - settings.ema)
 
 
 def timed(call, *arguments) -> float:

@@ -1,7 +1,9 @@
 """Two processes (gloo) train like one, whether they hold the model each or share it out, and go on from each other."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from iar_study.training.parallel import check_parallel
 from tests.training.small import curves, main, make_config, weights
 
 ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PARTS = "train.micro_batch=8"
 
 
@@ -27,8 +30,7 @@ def on_one(folder: Path, *settings: str) -> int:
 
 
 def on_two(folder: Path, *settings: str) -> int:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return train(*torchrun, "-m", "tests.training.small", str(folder), PARTS, *settings)
+    return train(*TORCHRUN, "-m", "tests.training.small", str(folder), PARTS, *settings)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,19 @@ def test_a_checkpoint_of_one_process_loads_in_two_and_the_other_way_round(strate
     assert curves(tmp_path / "b")[-1][0] == 15  # it was ended in the evaluation at step 20
     main(tmp_path / "b", PARTS)
     assert_alike(tmp_path / "b", alone)
+
+
+def test_sigterm_to_torchrun_stops_all_processes_at_one_step_and_saves_it(tmp_path):
+    long = ["train.steps=2000", "train.checkpoint_every=100000", "evaluation.every=2000", "evaluation.sampled_times=1"]
+    command = [*TORCHRUN, "-m", "tests.training.small", str(tmp_path), PARTS, *long]
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(curves(tmp_path)) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    (saved,) = (int(path.stem) for path in tmp_path.glob("checkpoints/*.json"))
+    assert saved == curves(tmp_path)[-1][0] < 2000  # they agree at the points of the journal
 
 
 @pytest.mark.parametrize(
