@@ -85,9 +85,8 @@ def load_images(config: DataConfig) -> Images:
     if kind == "folder" and path:
         parts, class_names = read_folder(Path(path).expanduser(), config.image_size or 32, data_folder() / "folders")
         return Images(config.name, **parts, class_names=class_names)
-    raise InputError(
-        f"no data named {config.name!r}; {nearest(config.name, ['digits', 'fashion-mnist', 'folder:PATH'])}"
-    )
+    known = ["digits", "fashion-mnist", "folder:PATH", "codes:PATH"]
+    raise InputError(f"no data named {config.name!r}; {nearest(config.name, known)}")
 
 
 def _check_size(config: DataConfig, native: int) -> None:

@@ -74,7 +74,7 @@ def open_codes(folder: Path, check_content: bool = False) -> ExtractedCodes:
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
-        raise InputError(f"no {INDEX} in {folder}; codes are written by `iar-study encode` or `pack_codes`")
+        raise InputError(f"no {INDEX} in {folder}; codes are written by `iar-study encode` and `iar-study pack`")
     index = read_json(folder / INDEX)
     arrays = {}
     for name in (CODES, LABELS):

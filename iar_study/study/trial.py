@@ -186,7 +186,7 @@ def code_version() -> tuple[str, bool]:
 
 def environment() -> dict[str, str]:
     """Return what the numbers were computed with: machine, Python and the libraries that touch them."""
-    libraries = {"torch", "numpy", "scipy", "scikit-learn", "k-means-constrained", "mlflow"}
+    libraries = {"torch", "lightning-fabric", "numpy", "numba", "scipy", "scikit-learn", "mlflow"}
     installed = {found.name.lower(): found.version for found in metadata.distributions()}
     return {
         "python": platform.python_version(),

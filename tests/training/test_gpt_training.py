@@ -130,6 +130,23 @@ def test_the_moving_average_is_that_of_the_weights_after_every_step(codes, confi
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_samples_are_drawn_at_the_ends_of_equal_parts(codes, config, tmp_path):
+    seen = []
+    config = with_settings(config, {"train.steps": 42, "evaluation.sampled_times": 4})
+
+    def measure(model, step):
+        assert not model.training
+        seen.append(step)
+        return {"samples/fd_classifier": float(step)}
+
+    train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path, measure)
+    assert seen == [10, 21, 31, 42]
+    told = {
+        step: point["samples/fd_classifier"] for step, point in curves(tmp_path) if "samples/fd_classifier" in point
+    }
+    assert told == {10: 10, 21: 21, 31: 31, 42: 42}
+
+
 def without_dropout(config):
     return with_settings(config, {"model.dropout": 0.0})
 
