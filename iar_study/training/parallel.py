@@ -78,7 +78,7 @@ def _disconnect() -> None:
     """Leave the other processes, before Python ends."""
     if dist.is_initialized():
         # gloo's threads let go of the last tensors a moment after they are used; where Python is ending by then, that
-        # aborts the process (seen in 1 of 40 runs of `fully_shard` on a busy machine).
+        # aborts the process (seen in 2 of 60 runs of `fully_shard` on a busy machine).
         time.sleep(0.5)
         dist.destroy_process_group()
 
