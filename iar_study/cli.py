@@ -270,6 +270,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from iar_study.reporting.plan import plan_text
     from iar_study.study.plan import make_plan
     from iar_study.study.study import load_profile, load_study
     from iar_study.study.workspace import Workspace
@@ -286,7 +287,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         gpus=arguments.gpus,
         utilisation=arguments.utilisation,
     )
-    print(plan.as_json() if arguments.json else plan.as_text())
+    print(plan.as_json() if arguments.json else plan_text(plan))
     return 0
 
 

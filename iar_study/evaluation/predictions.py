@@ -91,6 +91,8 @@ def evaluate_predictions(
     """
     sums = torch.zeros(8, dtype=torch.float64)
     for label, target in zip(labels.split(images_at_once), tokens.split(images_at_once), strict=True):
+        if not len(label):  # of fewer images than processes, some get none
+            continue
         logits = model(label, target[:, :-1])
         own_nll = token_and_cluster_cross_entropy(logits, target, own)[1].to("cpu", torch.float64) * target.numel()
         sums += torch.cat([judge.sums(logits, target), own_nll[None]])

@@ -253,6 +253,7 @@ def train_gpt(
     )
     judge = Judge(judging, rearrangement, fabric.device)
     evaluate = _evaluation(fabric, config, codes, rearrangement, judge)
+    to_sample = sampled_steps(config) if measure is not None else set()
     pace = Pace(first, settings.steps, fabric.device)
     with StopRequest() as stop:
         for step, (tokens, labels) in enumerate(pace.batches(batches), start=first):
@@ -264,7 +265,7 @@ def train_gpt(
             pace.tokens += fabric.world_size * tokens.numel()
 
             evaluating = done % config.evaluation.every == 0 or last
-            sampling = measure is not None and done in sampled_steps(config)
+            sampling = done in to_sample
             # Several processes must stop at the same step: they ask each other now and then only.
             stopping = stop.agreed(fabric) if logging or fabric.world_size == 1 else 0
             saving = done % settings.checkpoint_every == 0 or last or stopping

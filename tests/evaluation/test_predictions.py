@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iar_study.codebook import Rearrangement
-from iar_study.evaluation.predictions import Judge, prediction_metrics
+from iar_study.config import PRESETS
+from iar_study.evaluation.predictions import Judge, evaluate_predictions, prediction_metrics
+from iar_study.models.gpt import GPT
 
 CPU = torch.device("cpu")
 
@@ -63,3 +65,23 @@ def test_uniform_guesses_meet_chance():
     targets = torch.from_numpy(rng.integers(64, size=20_000))
     found = prediction_metrics(Judge(clusters, Rearrangement.identity(64), CPU).sums(logits, targets), "val")
     assert found["val/right_cluster_if_wrong"] == pytest.approx(found["val/right_cluster_by_chance"], abs=0.01)
+
+
+def test_the_shares_of_the_processes_add_up_also_where_one_has_no_images():
+    clusters, _, _ = random_problem(0)
+    model = GPT(PRESETS["tiny"], vocab_size=12, n_classes=2, grid=2).eval()
+    labels, tokens = torch.tensor([0, 1, 1]), torch.randint(12, (3, 4))
+    whole = Rearrangement.identity(12)
+    own, judge = torch.from_numpy(clusters.boundaries), Judge(clusters, whole, CPU)
+    parts = []
+
+    def total(sums):
+        parts.append(sums)
+        return torch.stack(parts).sum(0)
+
+    def measured(images, add_up):
+        return evaluate_predictions(model, labels[images], tokens[images], own, judge, add_up, images_at_once=2)
+
+    for rank in range(4):
+        found = measured(slice(rank, 3, 4), total)
+    assert found == pytest.approx(measured(slice(None), lambda sums: sums))

@@ -11,7 +11,8 @@ from PIL import Image
 from iar_study.config import DataConfig, TokenizerConfig, TrainConfig, TrialConfig
 from iar_study.data.llamagen_codes import write_codes
 from iar_study.errors import InputError
-from iar_study.study.plan import Plan, duration, flops, hours, make_plan, short
+from iar_study.reporting.plan import duration, flops, hours, plan_text
+from iar_study.study.plan import Plan, make_plan, short
 from iar_study.study.study import Arm, Profile, Study, load_profiles, load_studies
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -91,7 +92,7 @@ def test_equal_trials_are_counted_once_and_unequal_ones_apart(planned):
     assert [(kind.arms, kind.trials) for kind in plan.kinds] == [(("a", "b", "c"), 2), (("d",), 2)]
     assert plan.total.tokens == 4 * plan.kinds[0].each.tokens
     assert plan.total.training_flops == 2 * sum(kind.each.training_flops for kind in plan.kinds)
-    text = plan.as_text()
+    text = plan_text(plan)
     assert "4 arms x 2 seeds = 4 (equal ones counted once)" in text
     assert "each of a, b, c" in text
     assert planned(Study("s", "", "", "a", arms), arms=["d"]).arms == ("a", "d")  # the baseline is always there
@@ -102,12 +103,12 @@ def test_equal_trials_are_counted_once_and_unequal_ones_apart(planned):
 def test_every_study_can_be_planned_at_every_profile(planned, study, profile):
     plan = planned(study, profile)
     assert plan.total.gpu_hours > 0
-    assert max(map(len, plan.as_text().splitlines())) <= 120 + len(str(Path.cwd()))
+    assert max(map(len, plan_text(plan).splitlines())) <= 120 + len(str(Path.cwd()))
 
 
 def test_the_text_says_what_the_json_says(planned):
     plan = planned(profile="paper")
-    text, read = plan.as_text(), json.loads(plan.as_json())
+    text, read = plan_text(plan), json.loads(plan.as_json())
     assert read == json.loads(json.dumps(asdict(plan)))
     [kind] = read["kinds"]
     for work in (kind["each"], read["total"]):
@@ -147,7 +148,7 @@ def test_what_is_missing_is_named_with_what_to_do(planned):
     assert "iar-study pack imagenet256_codes -o data/imagenet256/train" in missing["codes"]
     assert "no file data/vq_ds16_c2i.pt" in missing["tokenizer"]
     assert "8 planned, none here" in missing["GPUs"]
-    assert "(assumed, as in ImageNet)" in planned(profile="paper").as_text()
+    assert "(assumed, as in ImageNet)" in plan_text(planned(profile="paper"))
     unnamed = needs(planned(profile="paper", settings={"tokenizer.checkpoint": "none"}))
     assert "tokenizer.checkpoint=FILE" in unnamed["tokenizer"]
 
@@ -188,7 +189,7 @@ def test_codes_on_the_disk_are_counted_as_they_are(planned, encoded):
     assert plan.data.codes_bytes == 40 * (2 * 16 * 2 + 8) + 8 * (16 * 2 + 8)
     assert plan.disk.codes_bytes == 0
     assert plan.epochs == 1
-    assert "40 x 2 + 8 images" in plan.as_text()
+    assert "40 x 2 + 8 images" in plan_text(plan)
 
 
 def test_codes_that_do_not_fit_are_named(planned, encoded):
