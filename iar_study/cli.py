@@ -102,6 +102,46 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("study", nargs="?", metavar="STUDY", help="default: every study that was run here")
     report.add_argument("-o", "--output", metavar="FOLDER", help="default: reports/ of the workspace")
 
+    export = command(
+        "export-samples",
+        _export_samples,
+        "Draw samples from a finished trial into an .npz that ADM's evaluator reads. The first ones are those that the "
+        "trial was measured on. The same command goes on after an interruption.",
+        "iar-study export-samples 3f9c --npz samples.npz --samples 50000",
+    )
+    export.add_argument("trial", metavar="TRIAL", help="hash of a folder in runs/trials, or how it begins")
+    export.add_argument("--npz", required=True, metavar="F", help="gets arr_0, uint8 (N, H, W, 3), and arr_1, classes")
+    export.add_argument("--samples", type=int, metavar="N", help="default: as many as the trial was measured on")
+
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "Measure samples of any model against real pictures: Frechet and kernel distance, score, precision, recall, "
+        "density and coverage, with intervals. The same command goes on after an interruption.",
+        "iar-study evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --extractor inception",
+    )
+    evaluate.add_argument(
+        "samples", metavar="SAMPLES", help=".npz with arr_0, uint8 (N, H, W, C), or a folder of pictures"
+    )
+    evaluate.add_argument(
+        "--reference",
+        required=True,
+        metavar="R",
+        help="digits, fashion-mnist or folder:PATH (their held-out images), or another .npz or folder of pictures",
+    )
+    evaluate.add_argument(
+        "--extractor",
+        default="classifier",
+        metavar="E",
+        help="classifier of the data set (default), classifier:TRIAL by which that trial was measured, inception, "
+        "inception:FILE with its weights, or dinov2",
+    )
+    evaluate.add_argument("--samples", dest="count", type=int, metavar="N", help="the first N alone (default: all)")
+    evaluate.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="for folder:PATH: resize and crop to this side"
+    )
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+
     encode = command(
         "encode",
         _encode,
@@ -317,11 +357,50 @@ def _report(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else workspace.reports
 
     from iar_study.reporting.report import write_index, write_report
+    from iar_study.study.claims import judge, load_claims
     from iar_study.study.results import load_results
 
+    claims = load_claims(workspace.experiments)
     for study in studies:
-        print(write_report(load_results(workspace, study), folder))
-    write_index(folder)
+        results = load_results(workspace, study)
+        print(write_report(results, folder, judge(claims, results)))
+    write_index(folder, claims)
+    return 0
+
+
+def _export_samples(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.study.display import Display
+    from iar_study.study.samples import export_samples
+    from iar_study.study.workspace import Workspace
+
+    workspace = Workspace.find()
+    with Display() as display:
+        drawn = export_samples(workspace, arguments.trial, Path(arguments.npz), arguments.samples, display)
+    print(f"{drawn.source}: {drawn.count} pictures of {drawn.height} x {drawn.width} pixels with their classes")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.study.display import Display
+    from iar_study.study.samples import evaluate_samples
+    from iar_study.study.workspace import Workspace
+
+    workspace = Workspace.find()
+    with Display() as display:
+        evaluation = evaluate_samples(
+            Path(arguments.samples),
+            arguments.reference,
+            arguments.extractor,
+            workspace,
+            display,
+            image_size=arguments.image_size,
+            samples=arguments.count,
+        )
+    print(evaluation.as_json() if arguments.json else evaluation.text())
     return 0
 
 

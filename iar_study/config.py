@@ -50,7 +50,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The small classifier whose features the Frechet distance is measured in."""
+    """The small classifier of the study's own images, in whose features samples are measured by default."""
 
     channels: Count = 32
     steps: Count = 1500
@@ -139,6 +139,8 @@ class EvaluationConfig:
     """Held-out images (the first ones of the test split) that the likelihoods are measured on."""
     clusters: Count = 32
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
+    extractor: Annotated[str, Field(pattern=r"^(classifier|inception(:.+)?|dinov2)$")] = "classifier"
+    """Whose features samples are measured in: classifier, inception (or inception:FILE, its weights), or dinov2."""
     samples: Count = 2000
     sampled_times: Count = 4
     """Times that samples are drawn and measured, in equal parts of the training; the last is at its end."""
@@ -215,7 +217,9 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
 
 def identity(config: TrialConfig) -> dict[str, Any]:
     """Return the dotted keys that tell a trial from another one on the same inputs."""
-    return {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
+    kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
+    # There is one file of weights for `inception`; where it lies does not matter.
+    return kept | {"evaluation.extractor": config.evaluation.extractor.partition(":")[0]}
 
 
 def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig:

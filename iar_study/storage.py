@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -37,6 +38,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def unwritable(path: Path, error: OSError) -> InputError:
     """Return the `InputError` for a write to `path` that the operating system refused (full disk, no permission)."""
     return InputError(f"cannot write {path}: {error.strerror}; free some space or make the folder writable")
+
+
+@contextmanager
+def locked(path: Path, what: Path) -> Iterator[None]:
+    """Hold the lock file `path`; raise `InputError` when another process that writes `what` has it."""
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"{what} is being written by another process; wait for it") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ class Codes:
     test_tokens : int (n, grid * grid).
     train_labels, test_labels : int64 (n,).
     class_names : one name per class.
+    codebook : float32 (N, d), the vectors of the codes as the tokenizer looks them up, by Euclidean distance.
     """
 
     train_tokens: np.ndarray
@@ -24,6 +25,7 @@ class Codes:
     test_tokens: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    codebook: np.ndarray
 
     @property
     def grid(self) -> int:

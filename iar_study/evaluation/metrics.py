@@ -1,9 +1,16 @@
-"""The names of what is measured: one key per metric, as it stands in journals, MLflow and tables."""
+"""The names of what is measured: one key per metric, as it stands in journals, MLflow and tables.
+
+What is measured on samples is named `family/extractor@count`, such as `fd/classifier@10k`: the features come from the
+extractor, and so many samples were drawn. Two such numbers can be compared only where all three agree.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from iar_study.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -16,57 +23,101 @@ class Metric:
     meaning: str
 
 
-METRICS: dict[str, Metric] = {
-    "samples/fd_classifier": Metric(
-        "FD (classifier)",
+FIDELITY: dict[str, Metric] = {
+    "fd": Metric(
+        "FD",
         "lower",
-        2,
-        "Frechet distance between samples and held-out images in the features of a classifier trained on the same "
-        "data set. Not FID: other features, other counts.",
+        3,
+        "Frechet distance between Gaussians fitted to the features of samples and of held-out images. "
+        "It grows as samples get fewer: compare equal counts",
     ),
-    "samples/class_agreement": Metric(
-        "class agreement", "higher", 3, "share of samples that the classifier puts in the class that was asked for"
+    "fd_inf": Metric(
+        "FD at infinity", "lower", 3, "Frechet distance extrapolated to infinitely many samples (arXiv 1911.07023)"
     ),
-    "val/token_nll": Metric("token NLL", "lower", 4, "L_TCE on held-out images, nats per token"),
-    "val/token_accuracy": Metric("token accuracy", "higher", 4, "share of tokens whose most probable code is right"),
-    "val/cluster_nll": Metric(
+    "kd": Metric("KD", "lower", 5, "kernel distance: unbiased squared MMD with the cubic kernel of KID (1801.01401)"),
+    "score": Metric(
+        "score", "higher", 3, "exp of the mean KL(p(class | sample), p(class)), as the inception score (1606.03498)"
+    ),
+    "precision": Metric(
+        "precision", "higher", 4, "share of samples within the manifold of held-out images, k = 3 (1904.06991)"
+    ),
+    "recall": Metric(
+        "recall", "higher", 4, "share of held-out images within the manifold of the samples, k = 3 (1904.06991)"
+    ),
+    "density": Metric(
+        "density", "higher", 4, "held-out neighbourhoods that a sample lies in, over k = 5; may exceed 1 (2002.09797)"
+    ),
+    "coverage": Metric(
+        "coverage", "higher", 4, "share of held-out images whose neighbourhood, k = 5, holds a sample (2002.09797)"
+    ),
+    "class_agreement": Metric(
+        "class agreement", "higher", 4, "share of samples that the classifier puts in the class that was asked for"
+    ),
+}
+"""What is measured on samples; a key of a measurement is `family/extractor@count`."""
+
+_PREDICTIONS: dict[str, Metric] = {
+    "token_nll": Metric("token NLL", "lower", 4, "L_TCE on held-out images, nats per token"),
+    "token_accuracy": Metric("token accuracy", "higher", 4, "share of tokens whose most probable code is right"),
+    "calibration_error": Metric(
+        "calibration error",
+        "lower",
+        4,
+        "expected calibration error of the most probable code: mean gap between its probability and its being right, "
+        "over 15 bins of probability",
+    ),
+    "cluster_nll": Metric(
         "cluster NLL",
         "lower",
         4,
         "L_CCE on held-out images, nats per token, over the same balanced clusters for every arm",
     ),
-    "val/cluster_accuracy": Metric(
+    "within_cluster_nll": Metric(
+        "NLL within the cluster",
+        "lower",
+        4,
+        "L_TCE - L_CCE, nats per token: the loss that is left when the right balanced cluster is told",
+    ),
+    "cluster_accuracy": Metric(
         "cluster accuracy", "higher", 4, "share of tokens whose most probable code lies in the right balanced cluster"
     ),
-    "val/right_cluster_if_wrong": Metric(
+    "right_cluster_if_wrong": Metric(
         "right cluster if token wrong",
         "higher",
         4,
         "among wrong tokens, the share whose predicted code lies in the right balanced cluster",
     ),
-    "val/right_cluster_by_chance": Metric(
+    "right_cluster_by_chance": Metric(
         "the same by chance",
         None,
         4,
         "what that share would be if a wrong token were any other code with equal chance",
     ),
+    "code_distance_if_wrong": Metric(
+        "code distance if token wrong",
+        "lower",
+        4,
+        "among wrong tokens, the mean distance between predicted and true code, where the mean distance between two "
+        "codes is 1",
+    ),
+}
+
+METRICS: dict[str, Metric] = {
+    **{f"val/{name}": metric for name, metric in _PREDICTIONS.items()},
     "val/own_cluster_nll": Metric(
         "own cluster NLL", None, 4, "L_CCE over the clusters the arm trained with; not comparable between arms"
     ),
     "train/loss": Metric("training loss", None, 4, "L_TCE + lambda * L_CCE, mean since the last point"),
+    **{
+        f"train/{name}": replace(
+            metric, label=f"training {metric.label}", meaning=f"of the last batch: {metric.meaning}"
+        )
+        for name, metric in _PREDICTIONS.items()
+    },
     "train/token_nll": Metric("training token NLL", "lower", 4, "L_TCE, mean since the last point"),
-    "train/token_accuracy": Metric("training token accuracy", "higher", 4, "as on held-out images, of the last batch"),
     "train/own_cluster_nll": Metric(
         "training own cluster NLL", None, 4, "L_CCE over the arm's own clusters, mean since the last point"
     ),
-    "train/cluster_nll": Metric("training cluster NLL", "lower", 4, "as on held-out images, of the last batch"),
-    "train/cluster_accuracy": Metric(
-        "training cluster accuracy", "higher", 4, "as on held-out images, of the last batch"
-    ),
-    "train/right_cluster_if_wrong": Metric(
-        "training right cluster if token wrong", "higher", 4, "as on held-out images, of the last batch"
-    ),
-    "train/right_cluster_by_chance": Metric("the same by chance, training", None, 4, "as on held-out images"),
     "train/grad_norm": Metric("gradient norm", None, 3, "before clipping"),
     "train/lr": Metric("learning rate", None, 6, ""),
     "speed/tokens_per_second": Metric("tokens per second", "higher", 0, "training throughput of this trial alone"),
@@ -74,4 +125,88 @@ METRICS: dict[str, Metric] = {
     "speed/peak_memory_gb": Metric("peak memory", "lower", 2, "GB of the GPU, or of the whole process on a CPU"),
     "speed/hours_left": Metric("hours left", None, 2, "estimated, evaluations included"),
 }
-"""Keys as they appear everywhere; `val/*` and `samples/*` at the last step are a trial's final figures."""
+"""Keys as they appear everywhere, beside those of `FIDELITY`."""
+
+REPLACED: dict[str, str] = {
+    "near": "every token replaced by its r-th nearest code",
+    "same_cluster": "every token replaced by a random other code of its cluster",
+    "random_code": "every token replaced by a random other code",
+    "tokenizer": "no token replaced, beside the original image: the tokenizer's own error",
+}
+"""What is done to the tokens of a picture before it is looked at."""
+
+LIKENESS: dict[str, Metric] = {
+    "psnr": Metric(
+        "PSNR", "higher", 2, "dB, of the mean squared error over all pictures, beside those of the true tokens"
+    ),
+    "ssim": Metric("SSIM", "higher", 4, "structural similarity with the picture of the true tokens"),
+    "feature_distance": Metric(
+        "feature distance",
+        "lower",
+        4,
+        "mean distance of the extractor's features from those of the picture of the true tokens, where the mean "
+        "distance between two such pictures is 1",
+    ),
+    "class_agreement": Metric(
+        "class kept", "higher", 4, "share of pictures that the classifier puts in the same class as before"
+    ),
+}
+"""How a picture of other codes is held against that of the true tokens."""
+
+METRICS |= {
+    f"{kind}/{name}": replace(
+        metric, label=f"{metric.label}, {kind.replace('_', ' ')}", meaning=f"{text}: {metric.meaning}"
+    )
+    for kind, text in REPLACED.items()
+    for name, metric in LIKENESS.items()
+}
+
+FINAL = ("val", *FIDELITY, *REPLACED)
+"""Groups (the part of a key before its slash) whose values at the last step are a trial's final figures."""
+
+
+def fidelity_key(family: str, extractor: str, count: int) -> str:
+    """Return the key of a measurement on `count` samples.
+
+    >>> fidelity_key("fd", "classifier", 10_000), fidelity_key("kd", "inception", 200)
+    ('fd/classifier@10k', 'kd/inception@200')
+    """
+    return f"{family}/{extractor}@{f'{count // 1000}k' if count % 1000 == 0 else count}"
+
+
+def metric_named(key: str) -> Metric:
+    """Return the metric of this key, or raise an `InputError` that names the nearest one.
+
+    >>> metric_named("fd/inception@50k").label, metric_named("fd/inception@10k").label
+    ('FID-50k', 'FD (inception, 10k)')
+    """
+    family, _, rest = key.partition("/")
+    extractor, at, count = rest.partition("@")
+    if family in FIDELITY and at:
+        measured = FIDELITY[family]
+        # The one setting that the literature calls by this name.
+        label = "FID-50k" if (family, rest) == ("fd", "inception@50k") else f"{measured.label} ({extractor}, {count})"
+        of = "" if extractor == "inception" or family == "class_agreement" else " Not FID: other features."
+        return replace(measured, label=label, meaning=f"{measured.meaning}; {count} samples, {extractor} features.{of}")
+    if key not in METRICS:
+        raise InputError(f"unknown metric {key!r}; {nearest(key, [*METRICS, *FIDELITY])}")
+    return METRICS[key]
+
+
+def find_metric(name: str, measured: Iterable[str]) -> str | None:
+    """Return the key among `measured` that `name` means: itself, or the one of the family (`fd`); None without any.
+
+    Raises `InputError` where a family was measured in several ways: which of them is meant must then be said.
+    """
+    keys = sorted(set(measured))
+    if name in keys:
+        return name
+    found = [key for key in keys if key.partition("/")[0] == name and name in FIDELITY]
+    if len(found) > 1:
+        raise InputError(f"{name!r} was measured as {', '.join(found)}; name one of them")
+    return found[0] if found else None
+
+
+def is_final(key: str) -> bool:
+    """Whether the value of this key at the last step is one of a trial's final figures."""
+    return key.partition("/")[0] in FINAL

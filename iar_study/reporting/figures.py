@@ -58,7 +58,7 @@ def arm_colors(results: Results) -> dict[str, Any]:
     return {arm: BASELINE_COLOR if arm == results.baseline else next(colors) for arm in results.arms}
 
 
-def _line_styles(results: Results) -> dict[str, dict[str, Any]]:
+def line_styles(results: Results) -> dict[str, dict[str, Any]]:
     """Solid lines until the colours come round again; the baseline dashed and on top, to show what lies under it."""
     others = [arm for arm in results.arms if arm != results.baseline]
     styles: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def plain(text: str) -> str:
     return str(text).replace("$", r"\$")
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def chart(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Drawing(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_facecolor("white")
@@ -84,7 +84,7 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _titles(axes: Axes, title: str, note: str) -> None:
+def add_titles(axes: Axes, title: str, note: str) -> None:
     axes.annotate(title, (0, 1), (0, 20), "axes fraction", "offset points", color=INK, fontsize=10.5, weight="bold")
     axes.annotate(note, (0, 1), (0, 8), "axes fraction", "offset points", color=FAINT, fontsize=8)
 
@@ -126,8 +126,8 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
         by_arm = {arm: wide for arm, wide in by_arm.items() if wide.notna().any(axis=None)}
     if not by_arm:
         raise InputError(f"study {results.study!r} has no curve of {metric!r}{' to compare' if differences else ''}")
-    colors, styles = arm_colors(results), _line_styles(results)
-    figure, axes = _new(4.6, 3.3)
+    colors, styles = arm_colors(results), line_styles(results)
+    figure, axes = chart(4.6, 3.3)
     banded, crossed = [], False
     for arm, wide in by_arm.items():
         look = {"color": colors[arm], **styles[arm]}
@@ -155,7 +155,7 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
         spread = f"band: 95% interval; {thin}"
     note = "one seed: no interval" if single else f"thick: mean over seeds; {spread}"
     title = f"{label}, difference from {plain(results.baseline)}" if differences else label
-    _titles(axes, title, note)
+    add_titles(axes, title, note)
     handles = [Line2D([], [], color=colors[arm], linewidth=2.2, **styles[arm]) for arm in by_arm]
     # A leading underscore would hide an arm from the legend; a zero-width space before it does not show.
     names = [f"\u200b{plain(arm)}" if arm.startswith("_") else plain(arm) for arm in by_arm]
@@ -209,7 +209,7 @@ def comparison(results: Results, metric: str) -> Figure:
     table = compare_with_baseline(results.final, metric, results.baseline, list(results.arms))
     differences = paired_differences(results.final, metric, results.baseline, others)
     colors = arm_colors(results)
-    figure, axes = _new(4.6, 1.3 + 0.42 * len(others))
+    figure, axes = chart(4.6, 1.3 + 0.42 * len(others))
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1)
     for y, (arm, row) in enumerate(zip(others, table.loc[others].to_dict("records"), strict=True)):
         seeds = differences[arm].dropna()
@@ -232,7 +232,7 @@ def comparison(results: Results, metric: str) -> Figure:
     axes.set_xlabel(f"arm minus {plain(results.baseline)}, paired by seed{arrow}", color=INK, fontsize=9)
     several = (table.loc[others, "pairs"] >= 2).any()
     note = "dots: seeds; diamond and line: mean, 95% interval" if several else "dots: seeds; no interval from one seed"
-    _titles(axes, measured.label, note)
+    add_titles(axes, measured.label, note)
     return figure
 
 
@@ -242,7 +242,7 @@ def _rgb(pictures: np.ndarray) -> np.ndarray:
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
-def _mosaic(pictures: np.ndarray, gap: int) -> np.ndarray:
+def mosaic_of(pictures: np.ndarray, gap: int) -> np.ndarray:
     """Return (rows, columns, h, w, c) pictures as one picture, with white gaps between them."""
     rows, columns, height, width, _ = pictures.shape
     whole = np.full((rows, height + gap, columns, width + gap, 3), 255, np.uint8)
@@ -256,7 +256,7 @@ def _zoom(pixels: int, room: int) -> float:
     return float(int(zoom)) if zoom >= 1 else zoom
 
 
-def _place(figure: Figure, box: tuple[float, float, float, float], picture: np.ndarray) -> Axes:
+def place(figure: Figure, box: tuple[float, float, float, float], picture: np.ndarray) -> Axes:
     """Put a picture at (left, top, width, height) in pixels of the figure."""
     width, height = figure.get_size_inches() * DPI
     left, top, w, h = box
@@ -279,7 +279,7 @@ def sample_grids(results: Results) -> Figure:
     grids = {arm: grid[:SHOWN_CLASSES, :SHOWN_PER_CLASS] for arm, grid in grids.items()}
     classes, _, size, _, _ = next(iter(grids.values())).shape
     gap = max(1, size // 14)
-    mosaics = {arm: _mosaic(grid, gap) for arm, grid in grids.items()}
+    mosaics = {arm: mosaic_of(grid, gap) for arm, grid in grids.items()}
     names = [plain(results.class_names[k]) if k < len(results.class_names) else f"class {k}" for k in range(classes)]
     across = min(5, len(mosaics))
     margin, space, head, foot = 60 + 13 * max(map(len, names)), 44, 60, 24
@@ -291,7 +291,7 @@ def sample_grids(results: Results) -> Figure:
     for i, (arm, mosaic) in enumerate(mosaics.items()):
         row, column = divmod(i, across)
         left, top = margin + (width + space) * column, head + (head + height + foot) * row
-        axes = _place(figure, (left, top, width, height), mosaic)
+        axes = place(figure, (left, top, width, height), mosaic)
         axes.set_title(plain(arm), fontsize=9.5, color=INK, loc="left", pad=5)
         middles = (np.arange(classes) + 0.5) * (size + gap) - gap / 2 - 0.5
         axes.set_yticks(middles if column == 0 else [], names if column == 0 else [])
@@ -308,11 +308,45 @@ def reconstructions(results: Results) -> Figure:
         raise InputError(f"reconstructions differ in shape: {[pictures.shape for pictures in shown.values()]}")
     size = first.shape[1]
     gap = max(1, size // 14)
-    mosaic = _mosaic(np.stack(list(shown.values())), gap)
+    mosaic = mosaic_of(np.stack(list(shown.values())), gap)
     margin, edge = 40 + 13 * max(map(len, shown)), 24
     zoom = _zoom(mosaic.shape[1], ROOM - margin - edge)
     width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
     figure = Drawing(figsize=((margin + width + edge) / DPI, (height + 2 * edge) / DPI), dpi=DPI, facecolor="white")
-    axes = _place(figure, (margin, edge, width, height), mosaic)
+    axes = place(figure, (margin, edge, width, height), mosaic)
     axes.set_yticks((np.arange(len(shown)) + 0.5) * (size + gap) - gap / 2 - 0.5, [plain(name) for name in shown])
+    return figure
+
+
+def by_position(results: Results, metric: str) -> Figure:
+    """Draw a metric by position in the image: the baseline's mean over seeds, then every arm's difference from it."""
+    label, name = metric_named(metric).label, metric.partition("/")[2]
+    means = {arm: each[name].mean(0) for arm, each in results.positions.items() if name in each}
+    if results.baseline not in means:
+        raise InputError(f"study {results.study!r} has no {metric!r} by position of its baseline {results.baseline!r}")
+    reference = means[results.baseline]
+    others = {arm: means[arm] - reference for arm in results.arms if arm in means and arm != results.baseline}
+    largest = max((np.abs(each).max() for each in others.values()), default=0) or 1e-12
+    across = min(3, 1 + len(others))
+    down = -(-(1 + len(others)) // across)
+    figure = Drawing(figsize=(1.9 * across, 2.3 * down), dpi=DPI, layout="constrained", facecolor="white")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    first, *places = grid.flat
+    looks: list[tuple[Axes, str, np.ndarray, dict[str, Any]]] = [
+        (first, f"{results.baseline}", reference, {"cmap": "cividis"}),
+        *(
+            (axes, f"{arm}: difference", each, {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})
+            for axes, (arm, each) in zip(places, others.items(), strict=False)
+        ),
+    ]
+    for axes, title, values, look in looks:
+        image = axes.imshow(values, interpolation="nearest", **look)
+        axes.set_title(fill(plain(title), 24), fontsize=8.5, color=INK, loc="left")
+        bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=14, pad=0.04)
+        bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(3))
+        bar.outline.set_visible(False)
+    figure.suptitle(f"{label} by position", x=0.01, ha="left", fontsize=10.5, weight="bold", color=INK)
     return figure

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,25 +25,33 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import METRICS
-from iar_study.reporting import figures
+from iar_study.evaluation.metrics import LIKENESS, metric_named
+from iar_study.evaluation.near_codes import paper_rank
+from iar_study.reporting import figures, near_codes
+from iar_study.reporting.tables import (
+    BY_CHANCE,
+    WRONG_TOKEN,
+    comparison,
+    comparison_tables,
+    design_tables,
+    difference_text,
+    headline,
+    key_of,
+    seeds_of,
+    target_tables,
+    verdict_rows,
+    wrong_tokens,
+)
 from iar_study.storage import write_text
 from iar_study.study import published
+from iar_study.study.claims import Claim, Verdict, judge_all
+from iar_study.study.plan import plural
 from iar_study.study.results import Results
-from iar_study.study.statistics import compare_with_baseline
 
-HEADLINE = ("samples/fd_classifier", "val/token_nll")
-"""The metrics that the conclusion speaks of."""
-COMPARED = (
-    "samples/fd_classifier",
-    "samples/class_agreement",
-    "val/token_nll",
-    "val/token_accuracy",
-    "val/cluster_nll",
-    "val/cluster_accuracy",
-)
-WRONG_TOKEN, BY_CHANCE = "val/right_cluster_if_wrong", "val/right_cluster_by_chance"
-DIFFERENCES_DRAWN = ("samples/fd_classifier", "val/token_nll", "samples/class_agreement", "val/cluster_accuracy")
+DIFFERENCES_DRAWN = {
+    "training": ("fd", "val/token_nll", "class_agreement", "val/cluster_accuracy"),
+    "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
+}
 CURVES_DRAWN = (
     ("val/token_nll", False),
     ("val/token_nll", True),
@@ -52,8 +60,10 @@ CURVES_DRAWN = (
     ("train/token_nll", False),
     ("train/token_nll", True),
 )
-QUALITY = "samples/fd_classifier"
+QUALITY = "fd"
 """What the samples drawn during training are judged by."""
+BY_POSITION = "val/token_nll"
+VERDICT_COLUMNS = ("claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits")
 GENERATOR = "iar-study"
 
 
@@ -65,14 +75,14 @@ def conclusion(results: Results) -> str:
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
     clauses, inconclusive = [], False
-    for metric in HEADLINE:
-        if metric not in set(results.final["metric"]):
-            clauses.append(f"{METRICS[metric].label} was not measured")
+    for metric, key in headline(results):
+        if key is None:
+            clauses.append(f"{metric.label} was not measured")
             continue
-        table = _comparison(results, metric).loc[others]
-        clauses.append(f"{METRICS[metric].label} is {_findings_in_words(table, METRICS[metric].digits)}")
+        table = comparison(results, key).loc[others]
+        clauses.append(f"{metric.label} is {_findings_in_words(table, metric.digits)}")
         inconclusive |= bool((table["finding"] == "inconclusive").any())
-    caveat = "inconclusive means that no 95% interval excludes 0, which does not show equality either; "
+    caveat = "inconclusive means that no difference was shown, which does not show equality either; "
     return (
         f"{where}compared with {results.baseline} seed by seed (95% intervals in brackets): {'; '.join(clauses)}; "
         f"{caveat if inconclusive else ''}{limit}"
@@ -83,8 +93,8 @@ def _scale_in_short(results: Results) -> str:
     scale = results.scale
     # "28 x 28 pixels, 1 channel" and "GPT, 0.28 M weights: 4 layers, ..." are told in full further down.
     size = str(scale.get("image size", "image size not stated")).partition(",")[0]
-    model = str(scale.get("model", "model size not stated")).partition(":")[0]
-    parts = [size, model, _count(len(_seeds(results)), "seed")]
+    model = str(scale["model"]).partition(":")[0] if "model" in scale else "no GPT"
+    parts = [size, model, plural(len(seeds_of(results)), "seed")]
     if len(results.missing):
         asked = len(pd.concat([results.final, results.missing])[["arm", "seed"]].drop_duplicates())
         counts = results.missing["status"].value_counts().sort_index()
@@ -96,11 +106,13 @@ def _findings_in_words(table: pd.DataFrame, digits: int) -> str:
     if (table["finding"] == "inconclusive").all():
         return "inconclusive for every arm"
     parts = []
-    for finding in ("better", "worse", "inconclusive"):
+    for finding in ("better", "worse", "equal", "inconclusive"):
         rows = table[table["finding"] == finding]
         # An interval each is what makes the sentence checkable, but a sweep of ten arms would drown it.
         told = [
-            arm if finding == "inconclusive" or len(rows) > 3 else f"{arm} ({_difference(row, digits)})"
+            arm
+            if finding in ("equal", "inconclusive") or len(rows) > 3
+            else f"{arm} ({' '.join(difference_text(row, digits))})"
             for arm, row in rows.iterrows()
         ]
         if finding == "inconclusive" and len(rows) > 3:
@@ -110,134 +122,68 @@ def _findings_in_words(table: pd.DataFrame, digits: int) -> str:
     return ", ".join(parts)
 
 
-def _comparison(results: Results, metric: str) -> pd.DataFrame:
-    return compare_with_baseline(results.final, metric, results.baseline, list(results.arms))
-
-
-def _seeds(results: Results) -> list[int]:
-    return sorted({*results.final["seed"], *results.missing["seed"]})
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
 def _listed(words: Iterable[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _number(value: float, digits: int, sign: str = "") -> str:
-    """Format with a true minus sign and a dash for what is not a number."""
-    if not math.isfinite(value):
-        return "\N{EN DASH}"
-    rounded = round(value, digits)
-    return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", "\N{MINUS SIGN}" if rounded else "")
-
-
-def _mean(row: pd.Series, digits: int) -> str:
-    half = f" ± {_number(row['high'] - row['mean'], digits)}" if row["n"] >= 2 else ""
-    return _number(row["mean"], digits) + half
-
-
-def _difference(row: pd.Series, digits: int) -> str:
-    return " ".join(filter(None, _difference_and_interval(row, digits)))
-
-
-def _difference_and_interval(row: pd.Series, digits: int) -> tuple[str, str]:
-    """Format a paired difference and its interval, exact enough that no bound is rounded to the 0 it excludes."""
-    low, high = row["difference_low"], row["difference_high"]
-    if row["pairs"] < 2:
-        return _number(row["difference"], digits, "+"), ""
-    while (low > 0 or high < 0) and digits < 9 and not (round(low, digits) and round(high, digits)):
-        digits += 1
-    return _number(row["difference"], digits, "+"), f"[{_number(low, digits, '+')}, {_number(high, digits, '+')}]"
-
-
-def _cell(results: Results, row: pd.Series, metric: str) -> dict[str, str]:
-    """Return what a table shows of one arm in one metric."""
-    digits, asked = METRICS[metric].digits, len(_seeds(results))
-    notes = [f"{row['n']} of {_count(asked, 'seed')}"] if row["n"] < asked else []
-    notes += [f"{row['not_finite']} not finite"] if row["not_finite"] else []
-    compared = row["finding"] != "baseline" and row["pairs"]
-    difference, interval = _difference_and_interval(row, digits) if compared else ("", "")
-    return {
-        "mean": _mean(row, digits),
-        "difference": difference,
-        "interval": interval,
-        "finding": row["finding"],
-        "note": ", ".join(notes),
-    }
-
-
-def _tables(results: Results) -> dict[str, Any]:
-    """Return the comparison of every arm in every metric, and the number of comparisons made."""
-    measured = set(results.final["metric"])
-    compared = [metric for metric in COMPARED if metric in measured]
-    tables = {metric: _comparison(results, metric) for metric in [*compared, WRONG_TOKEN]}
-    found = {metric: dict(table.iterrows()) for metric, table in tables.items()}
-    rows = [
-        {"arm": arm, "cells": [_cell(results, found[metric][arm], metric) for metric in compared]}
-        for arm in results.arms
-    ]
-    wrong = []
-    if {WRONG_TOKEN, BY_CHANCE} <= measured:
-        chance = _comparison(results, BY_CHANCE)["mean"].to_dict()
-        for arm in results.arms:
-            share, by_chance = found[WRONG_TOKEN][arm], chance[arm]
-            times = share["mean"] / by_chance if by_chance > 0 else math.nan
-            wrong.append(
-                {
-                    "arm": arm,
-                    **_cell(results, share, WRONG_TOKEN),
-                    "chance": _number(by_chance, METRICS[BY_CHANCE].digits),
-                    "times": _number(times, 1),
-                }
-            )
-    comparisons = sum(int((table["difference_low"].notna()).sum()) for table in tables.values())
-    return {
-        "compared": [{"key": metric, "about": METRICS[metric]} for metric in compared],
-        "rows": rows,
-        "wrong": wrong,
-        "comparisons": comparisons,
-        "by_luck": f"{comparisons / 20:.1f}",
-    }
-
-
 def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]:
     """Return the figures of each section: (file name, figure, alternative text, caption)."""
-    measured, drawn = set(results.final["metric"]), set(results.curves["metric"])
+    drawn = set(results.curves["metric"])
     others = [arm for arm in results.arms if arm != results.baseline]
     found: dict[str, list[tuple[str, Figure, str, str]]] = {
         "differences": [],
         "curves": [],
+        "positions": [],
+        "near": [],
+        "replaced": [],
         "samples": [],
         "stages": [],
     }
-    for metric in DIFFERENCES_DRAWN:
-        if metric in measured and others:
-            label, digits, table = METRICS[metric].label, METRICS[metric].digits, _comparison(results, metric)
+    for name in DIFFERENCES_DRAWN[results.kind]:
+        metric = key_of(results, name)
+        if metric and others:
+            about, table = metric_named(metric), comparison(results, metric)
             said = "; ".join(
-                f"{arm} {_difference(row, digits)} {row['finding']}" for arm, row in table.loc[others].iterrows()
+                f"{arm} {' '.join(difference_text(row, about.digits))} {row['finding']}"
+                for arm, row in table.loc[others].iterrows()
             )
-            alt = f"{label}, paired differences from {results.baseline} with 95% intervals: {said}."
+            alt = f"{about.label}, paired differences from {results.baseline} with 95% intervals: {said}."
             found["differences"].append((_file("difference", metric), figures.comparison(results, metric), alt, ""))
     for metric, differences in CURVES_DRAWN:
         with_curve = set(results.curves.loc[results.curves["metric"] == metric, "arm"])
         if metric not in drawn or (differences and not (results.baseline in with_curve and with_curve & set(others))):
             continue
         kind = f"difference from {results.baseline}" if differences else "every arm"
-        alt = f"{METRICS[metric].label} over training steps, {kind}. The numbers are in the trials' journals."
+        alt = f"{metric_named(metric).label} over training steps, {kind}. The numbers are in the trials' journals."
         name = _file("curve-difference" if differences else "curve", metric)
         found["curves"].append((name, figures.curves(results, metric, differences=differences), alt, ""))
-    if results.curves.loc[results.curves["metric"] == QUALITY, "step"].nunique() > 1:
-        alt = f"{METRICS[QUALITY].label} of samples over training steps, every arm."
+    quality = key_of(results, QUALITY)
+    if quality and results.curves.loc[results.curves["metric"] == quality, "step"].nunique() > 1:
+        alt = f"{metric_named(quality).label} of samples over training steps, every arm."
         caption = (
             f"How soon each arm reaches a quality. Dots: samples drawn on the way; where an arm's line falls below the "
             f"dotted one, it is as good as {results.baseline} at the end of its training."
         )
-        drawing = figures.quality_over_training(results, QUALITY)
-        found["curves"].append((_file("quality", QUALITY), drawing, alt, caption))
+        drawing = figures.quality_over_training(results, quality)
+        found["curves"].append((_file("quality", quality), drawing, alt, caption))
+    if results.positions:
+        alt = f"{metric_named(BY_POSITION).label} by position in the image, and each arm's difference from it."
+        caption = (
+            f"Mean over seeds, by position of the token in the image; the other pictures show arm minus "
+            f"{results.baseline}, all on one scale."
+        )
+        found["positions"].append(("positions.png", figures.by_position(results, BY_POSITION), alt, caption))
+    for name in LIKENESS if results.kind == "near-codes" else ():
+        label = metric_named(f"near/{name}").label
+        alt = f"{label}, over the rank r on a logarithmic scale, beside both controls. The numbers are in results.csv."
+        found["near"].append(
+            (f"near-{name}.png", near_codes.distance_curves(results, name, paper_rank(results.n_codes)), alt, "")
+        )
+    if results.replaced:
+        alt = f"Held-out images with every token replaced: {', '.join(results.replaced)}."
+        caption = "The first held-out images, not chosen. A row is one image."
+        found["replaced"].append(("replaced.png", near_codes.replaced_pictures(results), alt, caption))
     if any(arm in results.samples for arm in results.arms):
         absent = [arm for arm in results.arms if arm not in results.samples]
         caption = (
@@ -248,7 +194,7 @@ def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]
         alt = f"Samples of {_listed([arm for arm in results.arms if arm in results.samples])}, one class a row."
         found["samples"].append(("samples.png", figures.sample_grids(results), alt, caption))
     if results.reconstructions:
-        alt = f"Held-out images in {_count(len(results.reconstructions), 'row')}: {', '.join(results.reconstructions)}."
+        alt = f"Held-out images in {plural(len(results.reconstructions), 'row')}: {', '.join(results.reconstructions)}."
         found["stages"].append(("reconstructions.png", figures.reconstructions(results), alt, _rearranged(results)))
     return found
 
@@ -265,13 +211,13 @@ def _rearranged(results: Results) -> str:
 
 
 def _file(kind: str, metric: str) -> str:
-    return f"{kind}-{metric.replace('/', '-')}.png"
+    return f"{kind}-{re.sub('[/@]', '-', metric)}.png"
 
 
-def _context(results: Results) -> dict[str, Any]:
-    tables = _tables(results)
-    shown = [entry["key"] for entry in tables["compared"]]
-    shown += [WRONG_TOKEN, BY_CHANCE] if tables["wrong"] else []
+def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    tables, wrong = comparison_tables(results), wrong_tokens(results)
+    shown = [entry["key"] for table in tables for entry in table["compared"]]
+    shown += [WRONG_TOKEN, BY_CHANCE] if wrong else []
     shown += [
         metric for metric in dict(CURVES_DRAWN) if metric in set(results.curves["metric"]) and metric not in shown
     ]
@@ -280,8 +226,13 @@ def _context(results: Results) -> dict[str, Any]:
         "results": results,
         "conclusion": conclusion(results),
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
-        **tables,
-        "metrics": [{"key": key, "about": METRICS[key]} for key in shown],
+        "verdicts": verdict_rows(verdicts),
+        "tables": tables,
+        "metrics_compared": sum(len(table["compared"]) for table in tables) + bool(wrong),
+        "wrong": wrong,
+        "designs": design_tables(results),
+        "targets": target_tables(results),
+        "metrics": [{"key": key, "about": metric_named(key)} for key in shown],
         "scale": {"profile": results.profile, **results.scale},
         "missing": [
             {**trial, "ending": _ending(trial)} for trial in _in_order(results, results.missing).to_dict("records")
@@ -305,14 +256,15 @@ def _in_order(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(keys, key=lambda column: column.map(rank) if column.name == "arm" else column)
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    """Write `folder/STUDY/` with index.html, index.md, figures and results.csv; return the path of the page.
+def write_report(results: Results, folder: Path, verdicts: Sequence[Verdict] = ()) -> Path:
+    """Write `folder/STUDY/` with its pages, figures, results.csv and verdicts.csv; return the path of the HTML page.
 
-    A report that is already there is replaced as a whole, once the new one is complete.
+    A report that is already there is replaced as a whole, once the new one is complete. `verdicts` are those on the
+    claims that this study tests.
     """
     target = _target(results, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    context = _context(results)
+    context = _context(results, verdicts)
     with TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
@@ -323,6 +275,8 @@ def write_report(results: Results, folder: Path) -> Path:
             text = _templates().get_template(template).render(context)
             (new / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
         _in_order(results, results.final).to_csv(new / "results.csv", index=False, lineterminator="\n")
+        judged = pd.DataFrame(context["verdicts"], columns=list(VERDICT_COLUMNS))
+        judged.to_csv(new / "verdicts.csv", index=False, lineterminator="\n")
         if target.exists():
             os.replace(target, Path(scratch) / "old")
         os.replace(new, target)
@@ -337,7 +291,7 @@ def _target(results: Results, folder: Path) -> Path:
     if results.final.empty:
         raise InputError(f"study {name!r} has no finished trial to report; `iar-study run {shlex.quote(name)}` first")
     target = folder / name
-    ours = {"index.html", "index.md", "results.csv"}
+    ours = {"index.html", "index.md", "results.csv", "verdicts.csv"}
     strange = (
         sorted(p.name for p in target.iterdir() if p.name not in ours and p.suffix != ".png") if target.exists() else []
     )
@@ -361,18 +315,29 @@ def _saved(folder: Path, name: str, figure: Figure, alt: str, caption: str) -> d
     return {"file": name, "alt": alt, "caption": caption, "width": picture.width // 2, "height": picture.height // 2}
 
 
-def write_index(folder: Path) -> Path:
-    """Write `folder/index.html`: the reports found there, each with its question and conclusion; return its path."""
-    found = []
+def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
+    """Write `folder/index.html`: the verdicts on all claims and the reports found there; return its path.
+
+    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested.
+    """
+    found: list[dict[str, str]] = []
+    judged: dict[str, dict[str, str]] = {}
     for page in sorted(folder.glob("*/index.html")):
         head = _Head()
         head.feed(page.read_text(encoding="utf-8"))
         if head.meta.get("generator") == GENERATOR:
             meta = {key: head.meta.get(key, "") for key in ("study", "question", "description")}
-            found.append({"link": f"{quote(page.parent.name)}/index.html", "name": page.parent.name, **meta})
+            link = f"{quote(page.parent.name)}/index.html"
+            found.append({"link": link, "name": page.parent.name, **meta})
+            if (page.parent / "verdicts.csv").exists():
+                rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
+                judged |= {row["claim"]: {**row, "link": link} for row in rows.to_dict("records")}
+    verdicts = [
+        {"link": "", **verdict, **judged.get(verdict["claim"], {})} for verdict in verdict_rows(judge_all(claims, []))
+    ]
     path = folder / "index.html"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, _templates().get_template("index.html").render(reports=found))
+    write_text(path, _templates().get_template("index.html").render(reports=found, verdicts=verdicts))
     return path
 
 

@@ -193,6 +193,8 @@ def make_plan(
     if gpus < 1 or not 0 < utilisation <= 1:
         raise InputError(f"--gpus {gpus} must be 1 or more, --utilisation {utilisation:g} above 0 and at most 1")
     base = with_settings(profile.config, settings or {})
+    if study.kind != "training":
+        raise InputError(f"study {study.name!r} trains no GPT, so there is nothing to plan: run it, in minutes")
     configs = trial_configs(study, base, arms, seeds or profile.seeds)
 
     data, needs = look_for_data(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,14 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import METRICS
+from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
+from iar_study.study.study import Kind
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
+
+SHOWN_ARM = "balanced"
+"""Of near codes, the arm whose pictures are shown; they differ in the column of the same cluster alone."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,15 @@ class Results:
     curves : tidy frame, one row per trial, metric and training step: arm, seed, trial, step, metric, value.
     missing : one row per trial that was asked for and is not finished: arm, seed, status, step (where it diverged, or
         how far it got; NaN before its first point).
+    n_codes : codes of the codebook.
+    tokens_per_step : tokens that a training step is taken on.
     samples : arm -> uint8 (classes, per class, h, w, c), drawn with the same noise for every arm; one seed.
     reconstructions : "originals" | "decoded" | "decoded after rearrangement" -> uint8 (k, h, w, c); empty where the
         images came encoded.
+    exact : what must be 0 but for rounding -> how far it is from it, as in `evaluation.exactness`.
+    positions : arm -> metric (such as `token_nll`) -> float64 (seeds, grid, grid), by position in the image.
+    kind : what the trials did, as in `Study.kind`. Of near codes, the steps of `curves` are ranks.
+    replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
 
     study: str
@@ -48,9 +59,15 @@ class Results:
     settings: dict[str, str] = field(default_factory=dict)
     command: str = ""
     class_names: tuple[str, ...] = ()
+    n_codes: int = 0
+    tokens_per_step: int = 0
     samples_seed: int = 0
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
+    exact: dict[str, float] = field(default_factory=dict)
+    positions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    kind: Kind = "training"
+    replaced: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def load_results(workspace: Workspace, study: str) -> Results:
@@ -67,11 +84,13 @@ def load_results(workspace: Workspace, study: str) -> Results:
         raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
     manifest = read_json(path)
     seeds = sorted({trial["seed"] for trial in manifest["trials"]})
-    groups = ("val/", "samples/") if manifest["reference"] else ("val/",)
     final: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
+    diverged: list[tuple[dict[str, Any], str]] = []
     samples: dict[str, np.ndarray] = {}
+    positions: dict[str, list[dict[str, np.ndarray]]] = {}
+    replaced: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {}
     for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
@@ -82,13 +101,18 @@ def load_results(workspace: Workspace, study: str) -> Results:
             result = read_json(folder / "result.json")
         metrics = result["metrics"]
         if result["status"] == "diverged":
-            # An arm must not look better for the seeds that it lost.
-            metrics = {name: float("nan") for name in METRICS if name.startswith(groups)}
+            diverged.append((key, trial["run_id"]))
         if result["status"] != "finished":
             step = result.get("step", journal[-1]["step"] if journal else float("nan"))
             missing.append({"arm": trial["arm"], "seed": trial["seed"], "status": result["status"], "step": step})
         elif trial["seed"] == seeds[0] and (folder / "samples.safetensors").exists():
             samples[trial["arm"]] = load_arrays(folder / "samples.safetensors")[0]["samples"]
+        if result["status"] == "finished" and (folder / "predictions.safetensors").exists():
+            positions.setdefault(trial["arm"], []).append(load_arrays(folder / "predictions.safetensors")[0])
+        if (folder / "replaced.safetensors").exists() and (not replaced or trial["arm"] == SHOWN_ARM):
+            arrays, header = load_arrays(folder / "replaced.safetensors")
+            if trial["seed"] == seeds[0]:
+                replaced = dict(zip(header["columns"], arrays["replaced"].swapaxes(0, 1), strict=True))
         final += [{**key, "run_id": trial["run_id"], "metric": name, "value": value} for name, value in metrics.items()]
         if is_finished(folder):
             curves += [
@@ -99,6 +123,12 @@ def load_results(workspace: Workspace, study: str) -> Results:
             about = about or read_json(folder / "trial.json")
     if not about:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
+    # An arm must not look better for the seeds that it lost: what the others have, these have as NaN.
+    measured = dict.fromkeys(row["metric"] for row in final) or dict.fromkeys(
+        m for m in METRICS if m.startswith("val/")
+    )
+    lost = [{**key, "run_id": run, "metric": name, "value": float("nan")} for key, run in diverged for name in measured]
+    final += lost
     asked = {trial["arm"] for trial in manifest["trials"]}
     return Results(
         study=manifest["study"],
@@ -109,15 +139,27 @@ def load_results(workspace: Workspace, study: str) -> Results:
         profile=manifest["profile"],
         settings=manifest["settings"],
         command=_command(manifest, seeds),
-        scale=_scale(about, seeds),
+        scale=_scale(about, seeds, manifest["kind"]),
         final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
         missing=pd.DataFrame(missing, columns=["arm", "seed", "status", "step"]),
         class_names=tuple(about["data"]["class_names"]),
+        n_codes=about["config"]["tokenizer.codebook_size"],
+        tokens_per_step=about["config"]["train.batch_size"] * _grid(about) ** 2,
         samples_seed=seeds[0],
         samples=samples,
         reconstructions=_reconstructions(manifest["reference"], workspace),
+        exact=about["exact"],
+        positions={arm: _on_grid(of_seeds) for arm, of_seeds in positions.items()},
+        kind=manifest["kind"],
+        replaced=replaced,
     )
+
+
+def _on_grid(of_seeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Put values by position, (T,) for each seed, on the grid of the image: (seeds, grid, grid)."""
+    grid = math.isqrt(len(next(iter(of_seeds[0].values()))))
+    return {name: np.stack([each[name].reshape(grid, grid) for each in of_seeds]) for name in of_seeds[0]}
 
 
 def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, np.ndarray]:
@@ -138,16 +180,26 @@ def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
     return shlex.join(words)
 
 
-def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | float]:
+def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str | int | float]:
     """Say what was run, on what, how large, and with which code and machine."""
     config, data = about["config"], about["data"]
-    grid = data["image_size"] // config["tokenizer.patch"]
+    grid = _grid(about)
     code, environment = about["code"], about["environment"]
     tokens = config["train.steps"] * config["train.batch_size"] * grid**2
     colours = "grey" if data["channels"] == 1 else "colour"
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
     averaged = f"; evaluated: moving average, decay {config['train.ema']:g}" if config.get("train.ema") else ""
+    judged = f"judged by {config['evaluation.clusters']} balanced clusters"
+    training = {
+        "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
+        f"{config['model.heads']} heads, width {config['model.width']}",
+        "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
+        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
+        "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
+        f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; {judged}",
+    }
+    replacing = {"evaluation": f"every token of {config['evaluation.images']:,} held-out images replaced; no GPT"}
     return {
         "data set": data["name"],
         "images": f"{data['train_images']:,} for training{views}, {data['test_images']:,} held out, "
@@ -157,13 +209,7 @@ def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | flo
         "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
         f"{grid} x {grid} = {grid**2} tokens an image",
         **_quality(about),
-        "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
-        f"{config['model.heads']} heads, width {config['model.width']}",
-        "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
-        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
-        "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
-        f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; "
-        f"judged by {config['evaluation.clusters']} balanced clusters",
+        **(training if kind == "training" else replacing),
         "seeds": ", ".join(map(str, seeds)),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
         f"{', compiled' if config['compute.compile'] else ''}",
@@ -171,6 +217,11 @@ def _scale(about: dict[str, Any], seeds: list[int]) -> dict[str, str | int | flo
         "environment": f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
         f"({environment['cpu_capability']})",
     }
+
+
+def _grid(about: dict[str, Any]) -> int:
+    """Return the tokens along one side of a picture."""
+    return about["data"]["image_size"] // about["config"]["tokenizer.patch"]
 
 
 def _quality(about: dict[str, Any]) -> dict[str, str]:
@@ -181,9 +232,10 @@ def _quality(about: dict[str, Any]) -> dict[str, str]:
     if "psnr" in tokenizer:
         rows = {"reconstruction of held-out images": f"PSNR {tokenizer['psnr']:.1f} dB, {used}"}
     if floor:
-        rows["FD (classifier) of reconstructions"] = f"{floor['fd_reconstruction']:.2f} (the floor for samples)"
+        fd = find_metric("fd", floor) or ""
+        rows[f"{metric_named(fd).label} of reconstructions"] = f"{floor[fd]:.2f} (the floor for samples)"
     else:
-        rows["FD (classifier)"] = "not measured: encoded data without images"
+        rows["FD"] = "not measured: encoded data without images"
     if accuracy is not None:
         rows["classifier"] = f"{accuracy:.1%} accurate on held-out images"
     return rows

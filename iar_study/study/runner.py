@@ -80,7 +80,8 @@ def run_study(
 
     def prepare_all() -> list[Trial]:
         return [
-            Trial(arm.name, seed, config, prepare(config, workspace, display.update)) for arm, seed, config in configs
+            Trial(arm.name, seed, config, prepare(config, workspace, display.update), study.kind)
+            for arm, seed, config in configs
         ]
 
     if n_processes() > 1:
@@ -127,6 +128,7 @@ def _write_manifest(
         "question": study.question,
         "claim": study.claim,
         "baseline": study.baseline,
+        "kind": study.kind,
         "arms": [[arm.name, arm.description] for arm in study.arms],
         "profile": profile.name,
         "settings": {key: str(value) for key, value in settings.items()},
@@ -252,6 +254,7 @@ class _Watch:
                 losses = [p["metrics"]["train/token_nll"] for p in journal if "train/token_nll" in p["metrics"]]
                 told = f", token NLL {losses[-1]:.2f}" if losses else ""
                 news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}{told}")
-        total = sum(trial.config.train.steps for trial in self.trials)
+        total = sum(trial.steps for trial in self.trials)
         if news or not any(self.steps.values()):
-            self.display.update("training", sum(self.steps.values()), total, "; ".join(news))
+            what = "replacing tokens" if self.trials and self.trials[0].kind == "near-codes" else "training"
+            self.display.update(what, sum(self.steps.values()), total, "; ".join(news))

@@ -21,21 +21,30 @@ import numpy as np
 import torch
 
 from iar_study.codebook import EQUAL_SIZES, Codebook, Rearrangement, cluster_codes
-from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TokenizerConfig, TrialConfig
+from iar_study.config import (
+    ClassifierConfig,
+    ClusteringConfig,
+    DataConfig,
+    TokenizerConfig,
+    TrialConfig,
+)
 from iar_study.data.codes import Codes
 from iar_study.data.encoding import load_tokenizer, open_splits, tokenizer_digest
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify, train_classifier
-from iar_study.evaluation.fidelity import frechet_distance
+from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
+from iar_study.evaluation.features import Extractor, extract, load_extractor
+from iar_study.evaluation.fidelity import Reference, measure_fidelity
+from iar_study.evaluation.metrics import fidelity_key
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_uint8
 from iar_study.storage import digest, load_arrays, save_arrays
 from iar_study.study.workspace import Workspace
 from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
 
-RECIPE = 3
+RECIPE = 4
 """Raise it when a change of code makes the same config give other numbers: caches and trials made before are left."""
 
 THREADS = 1
@@ -43,6 +52,12 @@ THREADS = 1
 
 COUNTED_AT_ONCE = 2**22
 """Tokens that are read at a time to count them: 32 MB."""
+
+REFERENCE = "reference."
+"""What the names of a reference's arrays begin with, beside the pictures that are kept with them."""
+
+EXACT_IMAGES = 16
+"""Held-out images on which it is seen that rearrangement alone changes nothing."""
 
 DECODED_AT_ONCE = 2**20
 """Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
@@ -65,6 +80,7 @@ class Shared:
     """None, as the classifier, where there are no images."""
     rearrangement: Path
     judging: Path
+    exactness: Path
     digests: dict[str, str]
     folder: Path | None = None
     """Of images that are encoded already: where their codes are."""
@@ -149,6 +165,8 @@ def check(config: TrialConfig) -> None:
             )
     if config.clustering.strategy != "none" and config.clustering.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
+    if config.evaluation.extractor != "classifier":
+        _network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
 
@@ -220,13 +238,22 @@ def _prepare_encoded(config: TrialConfig, workspace: Workspace, progress: Progre
     }
     use = _use(found, workspace, progress)
     rearrangement, judging = _clusterings(found.codebook, config, workspace, progress)
+    some = Codes(
+        found.train.codes,
+        np.array(found.train.labels[:0]),
+        found.test.codes[:EXACT_IMAGES, 0],
+        np.array(found.test.labels[:EXACT_IMAGES]),
+        found.class_names,
+        found.codebook,
+    )
+    exactness = _exactness(some, found.tokenizer, found.digest, judging, workspace)
     digests = {
         "codes": found.digest,
         "tokenizer": found.tokenizer_digest,
         "rearrangement": _digest(rearrangement),
         "judging": _digest(judging),
     }
-    return Shared(data, found.tokenizer, use, None, None, rearrangement, judging, digests, found.folder)
+    return Shared(data, found.tokenizer, use, None, None, rearrangement, judging, exactness, digests, found.folder)
 
 
 def _prepare_images(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
@@ -244,9 +271,11 @@ def _prepare_images(config: TrialConfig, workspace: Workspace, progress: Progres
     tokenizer = _tokenizer(images, config.tokenizer, workspace, progress)
     tokenizer_digest = _digest(tokenizer)
     codes = _codes(images, tokenizer, tokenizer_digest, workspace, progress)
-    classifier = _classifier(images, config.classifier, workspace, progress)
-    rearrangement, judging = _clusterings(load_arrays(codes)[0]["codebook"], config, workspace, progress)
-    reference = _reference(images, tokenizer, classifier, judging, config.evaluation.samples, workspace, progress)
+    classifier = classifier_product(images, config.classifier, workspace, progress)
+    loaded = _load_codes(codes)
+    rearrangement, judging = _clusterings(loaded.codebook, config, workspace, progress)
+    reference = _reference(images, tokenizer, loaded, classifier, judging, config, workspace, progress)
+    exactness = _exactness(loaded, tokenizer, _digest(codes), judging, workspace)
     digests = {
         "data": images.digest,
         "tokenizer": tokenizer_digest,
@@ -255,7 +284,7 @@ def _prepare_images(config: TrialConfig, workspace: Workspace, progress: Progres
         "rearrangement": _digest(rearrangement),
         "judging": _digest(judging),
     }
-    return Shared(data, tokenizer, codes, classifier, reference, rearrangement, judging, digests)
+    return Shared(data, tokenizer, codes, classifier, reference, rearrangement, judging, exactness, digests)
 
 
 def _digest(product: Path) -> str:
@@ -330,9 +359,13 @@ def load_codes(shared: Shared) -> Codes:
         train, test = open_splits(shared.folder).values()
         labels = {"train_labels": np.array(train.labels), "test_labels": np.array(test.labels)}
         tokens = {"train_tokens": train.codes, "test_tokens": test.codes[:, 0]}
-        return Codes(**tokens, **labels, class_names=tuple(shared.data["class_names"]))
-    arrays, metadata = load_arrays(shared.codes)
-    arrays.pop("codebook")
+        names = tuple(shared.data["class_names"])
+        return Codes(**tokens, **labels, class_names=names, codebook=load_codebook(shared))
+    return _load_codes(shared.codes)
+
+
+def _load_codes(path: Path) -> Codes:
+    arrays, metadata = load_arrays(path)
     arrays["train_tokens"] = arrays["train_tokens"][:, None]  # one augmentation
     return Codes(**arrays, class_names=tuple(metadata["class_names"]))
 
@@ -355,18 +388,20 @@ def facts(shared: Shared) -> dict[str, Any]:
     """Return what a reader wants to know of the products.
 
     `tokenizer` : psnr, usage and perplexity on held-out images, or usage and perplexity of the training images where
-    these came encoded. `classifier_accuracy` and `reconstruction` (fd_reconstruction, class_agreement): None there.
+    these came encoded. `classifier_accuracy` and `reconstruction`, the samples' metrics measured on reconstructions:
+    None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
     """
     measured = shared.codes if shared.folder else shared.tokenizer
     floor = load_arrays(shared.reference)[1] if shared.reference else None
     return {
         "tokenizer": load_arrays(measured)[1]["metrics"],
         "classifier_accuracy": load_arrays(shared.classifier)[1]["accuracy"] if shared.classifier else None,
-        "reconstruction": floor and {key: floor[key] for key in ("fd_reconstruction", "class_agreement")},
+        "reconstruction": floor and floor["metrics"],
+        "exact": load_arrays(shared.exactness)[1]["gaps"],
     }
 
 
-def _classifier(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
+def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
     """Train the classifier; its header holds its accuracy on held-out images."""
     path = _product(workspace, "classifier", images.digest, asdict(config))
     if not path.exists():
@@ -398,40 +433,94 @@ def load_classifier(path: Path) -> Classifier:
     return model
 
 
+def extractor_of(config: TrialConfig, classifier: Path) -> Extractor:
+    """Return the extractor that the config names, on its device; `classifier` is the study's own, on the CPU."""
+    if config.evaluation.extractor == "classifier":
+        return load_extractor("classifier", "cpu", load_classifier(classifier))
+    return _network(config.evaluation.extractor, config.compute.device)
+
+
+@lru_cache(maxsize=1)
+def _network(extractor: str, device: str) -> Extractor:
+    """Load a large network once per process."""
+    return load_extractor(extractor, device)
+
+
+def measure_pictures(
+    pictures: np.ndarray, labels: np.ndarray, reference: Reference, extractor: Extractor, classifier: Path
+) -> dict[str, float]:
+    """Return the `family/extractor@count` metrics of uint8 pictures (n, h, w, c) of the classes `labels`, int (n,)."""
+    count = len(pictures)
+    features, probabilities = features_of(pictures, extractor)
+    found = measure_fidelity(reference, features, probabilities, intervals=False)
+    metrics = {fidelity_key(family, extractor.name, count): estimate.value for family, estimate in found.items()}
+    if extractor.name == "classifier" and probabilities is not None:
+        told = probabilities.argmax(1)
+    else:
+        told = classify(load_classifier(classifier), pictures)[1]
+    return metrics | {fidelity_key("class_agreement", "classifier", count): float((told == labels).mean())}
+
+
+def features_of(pictures: np.ndarray, extractor: Extractor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return features, float32 (n, F), and class probabilities, float32 (n, K) or None, of uint8 (n, h, w, c)."""
+    parts = (pictures[first : first + extractor.batch] for first in range(0, len(pictures), extractor.batch))
+    return extract(extractor, parts, len(pictures))
+
+
+def load_reference(path: Path) -> Reference:
+    """Return what samples are measured against."""
+    arrays, _ = load_arrays(path)
+    return Reference.from_arrays(
+        {name.removeprefix(REFERENCE): array for name, array in arrays.items() if name.startswith(REFERENCE)}
+    )
+
+
 def _reference(
     images: Images,
     tokenizer: Path,
+    codes: Codes,
     classifier: Path,
     judging: Path,
-    samples: int,
+    config: TrialConfig,
     workspace: Workspace,
     progress: Progress,
 ) -> Path:
     """Measure the held-out images themselves and, as the floor for any sample, their reconstructions."""
     made_from = [_digest(product) for product in (tokenizer, classifier, judging)]
-    path = _product(workspace, "reference", images.digest, made_from, samples)
+    extractor, count = extractor_of(config, classifier), min(config.evaluation.samples, len(images.test))
+    path = _product(workspace, "reference", images.digest, made_from, extractor.name, extractor.identity, count)
     if not path.exists():
         progress("reference", 0, 1, "")
-        model = PatchVQ.load(tokenizer)
-        judge = load_classifier(classifier)
-        features, _ = classify(judge, images.test)
-        tokens = encode_images(model, images.test[:samples])
+        reference = Reference(features_of(images.test, extractor)[0])
+        model, arranged = PatchVQ.load(tokenizer), load_rearrangement(judging)
+        tokens = codes.test_tokens[:count]
         decoded = decode_tokens(model, tokens)
-        reconstructed, labels = classify(judge, decoded)
-        arranged = load_rearrangement(judging)
-        rearranged_codebook = torch.from_numpy(arranged.rows(model.codebook().detach().numpy()))
+        rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), torch.from_numpy(arranged.rows(codes.codebook)))
         _save(
             path,
             {
-                "features": features,
+                **{REFERENCE + name: array for name, array in reference.arrays().items()},
                 "originals": images.test[:10],
                 "decoded": decoded[:10],
-                "rearranged": decode_tokens(model, arranged.tokens(tokens[:10]), rearranged_codebook),
+                "rearranged": rearranged,
             },
-            fd_reconstruction=frechet_distance(features, reconstructed),
-            class_agreement=float((labels == images.test_labels[:samples]).mean()),
+            metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier),
         )
         progress("reference", 1, 1, "")
+    return path
+
+
+def _exactness(codes: Codes, tokenizer: Path, codes_digest: str, judging: Path, workspace: Workspace) -> Path:
+    """See that rearrangement alone changes neither a loss nor a picture."""
+    path = _product(workspace, "exactness", codes_digest, _digest(judging), EXACT_IMAGES)
+    if not path.exists():
+        tokens, labels = codes.test_tokens[:EXACT_IMAGES], codes.test_labels[:EXACT_IMAGES]
+        arranged = load_rearrangement(judging)
+        gaps = {
+            "equivariance": equivariance_gap(tokens, labels, len(codes.class_names), arranged),
+            "decoding": decoding_gap(load_tokenizer(tokenizer), tokens, arranged),
+        }
+        _save(path, {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
     return path
 
 

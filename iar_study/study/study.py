@@ -6,10 +6,12 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from iar_study.config import TrialConfig, with_settings
+from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.errors import InputError, nearest
+
+Kind = Literal["training", "near-codes"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Arm:
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted keys of `TrialConfig`, put on top of the profile's."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Dotted keys whose whole number is the profile's times this, rounded, and at least 1."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Study:
     baseline: str
     """Name of the arm that the others are compared with."""
     arms: tuple[Arm, ...]
+    kind: Kind = "training"
+    """What a trial does: train a GPT, or replace tokens by other codes and look at the pictures."""
+    seeded: tuple[str, ...] = ("seed",)
+    """Dotted keys that the seed of a trial sets: more than its own where what is shared should vary too."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -60,12 +68,12 @@ class Profile:
 
 
 def load_studies(experiments: Path) -> dict[str, Study]:
-    """Return every study of the folder by name: each file but `profiles.py` defines one as `study`."""
+    """Return every study of the folder by name: each file but `profiles.py` and `claims.py` defines one, `study`."""
     studies: dict[str, Study] = {}
     for path in sorted(experiments.glob("*.py")):
-        if path.name.startswith("_") or path.name == "profiles.py":
+        if path.name.startswith("_") or path.name in ("profiles.py", "claims.py"):
             continue
-        study = getattr(_run_file(path), "study", None)
+        study = getattr(run_file(path), "study", None)
         if not isinstance(study, Study):
             raise InputError(f"{path} defines no `study = Study(...)`")
         if study.name in studies:
@@ -84,7 +92,7 @@ def load_study(experiments: Path, name: str) -> Study:
 
 def load_profiles(experiments: Path) -> dict[str, Profile]:
     """Return the profiles that `experiments/profiles.py` defines, by name."""
-    return {profile.name: profile for profile in _run_file(experiments / "profiles.py").PROFILES}
+    return {profile.name: profile for profile in run_file(experiments / "profiles.py").PROFILES}
 
 
 def load_profile(experiments: Path, name: str) -> Profile:
@@ -95,8 +103,11 @@ def load_profile(experiments: Path, name: str) -> Profile:
     return profiles[name]
 
 
-def _run_file(path: Path) -> Any:
-    """Import a file of the registry by its path: the folder need not be on the import path."""
+def run_file(path: Path) -> Any:
+    """Import a file of the registry by its path: the folder need not be on the import path.
+
+    Raises `InputError` for a file that cannot be read or does not run.
+    """
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"cannot read {path}")
@@ -110,9 +121,14 @@ def _run_file(path: Path) -> Any:
     return module
 
 
-def arm_config(arm: Arm, base: TrialConfig, seed: int) -> TrialConfig:
+def arm_config(study: Study, arm: Arm, base: TrialConfig, seed: int) -> TrialConfig:
     """Return the resolved config of the trial (arm, seed)."""
-    return with_settings(base, {**arm.settings, "seed": seed})
+    own = flatten(base)
+    if unknown := next((key for key in arm.scale if type(own.get(key)) is not int), None):
+        numbers = [key for key, value in own.items() if type(value) is int]
+        raise InputError(f"arm {arm.name!r} scales {unknown!r}, which is no whole number; {nearest(unknown, numbers)}")
+    scaled = {key: max(1, round(own[key] * factor)) for key, factor in arm.scale.items()}
+    return with_settings(base, {**scaled, **arm.settings, **dict.fromkeys(study.seeded, seed)})
 
 
 def trial_configs(
@@ -122,4 +138,4 @@ def trial_configs(
     chosen = [study.arm(name) for name in arms] if arms else list(study.arms)
     if study.baseline not in [arm.name for arm in chosen]:
         chosen.insert(0, study.arm(study.baseline))
-    return [(arm, seed, arm_config(arm, base, seed)) for seed in dict.fromkeys(seeds) for arm in chosen]
+    return [(arm, seed, arm_config(study, arm, base, seed)) for seed in dict.fromkeys(seeds) for arm in chosen]

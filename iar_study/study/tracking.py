@@ -35,7 +35,7 @@ STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 BATCH = 1000
 """Most metrics that MLflow takes in one call."""
 
-ARTIFACTS = ("samples.png", "codebook.safetensors", "trial.json")
+ARTIFACTS = ("samples.png", "codebook.safetensors", "predictions.safetensors", "replaced.safetensors", "trial.json")
 """Files of a trial's folder that its run shows."""
 
 
@@ -160,7 +160,7 @@ class Tracker:
         points = read_journal(folder / "journal.jsonl")
         new = points[self._logged.get(run_id, 0) :]
         metrics = (
-            Metric(name, value, point["time_ms"], point["step"])
+            Metric(_name(name), value, point["time_ms"], point["step"])
             for point in new
             for name, value in point["metrics"].items()
         )
@@ -182,10 +182,11 @@ class Tracker:
             return
         result = read_json(folder / "result.json")
         ended = int((folder / "result.json").stat().st_mtime * 1000)
-        final = {name: value for name, value in result["metrics"].items() if name.startswith("samples/")}
+        # What was validated stands in the journal, at this step.
+        final = {name: value for name, value in result["metrics"].items() if not name.startswith("val/")}
         self._log(
             run_id,
-            metrics=(Metric(name, value, ended, result["step"]) for name, value in final.items()),
+            metrics=(Metric(_name(name), value, ended, result["step"]) for name, value in final.items()),
             tags={"status": result["status"]},
         )
         for name in ARTIFACTS:
@@ -216,6 +217,11 @@ class Tracker:
             self.client.log_batch(run_id, params=parameters, tags=labels)
         for first in range(0, len(points), BATCH):
             self.client.log_batch(run_id, metrics=points[first : first + BATCH])
+
+
+def _name(metric: str) -> str:
+    """Return the metric's name in MLflow, which takes no @: fd/classifier@2k is fd/classifier:2k there."""
+    return metric.replace("@", ":")
 
 
 def _first_line(error: BaseException) -> str:

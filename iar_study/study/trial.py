@@ -1,4 +1,7 @@
-"""One trial: an arm with a seed. It trains, samples, measures and leaves a folder that tells all about it."""
+"""One trial: an arm with a seed. It trains, samples, measures and leaves a folder that tells all about it.
+
+A trial of a study of near codes trains nothing: it replaces tokens by other codes and measures the pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,35 @@ import numpy as np
 import torch
 from PIL import Image
 
+from iar_study.codebook import Codebook
 from iar_study.config import TrialConfig, flatten, identity
 from iar_study.data.codes import Codes
+from iar_study.errors import InputError
 from iar_study.evaluation.classifier import classify
-from iar_study.evaluation.fidelity import frechet_distance
+from iar_study.evaluation.metrics import is_final
+from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.models.gpt import GPT
 from iar_study.models.sampling import generate
-from iar_study.storage import digest, load_arrays, replacing, save_arrays, write_json
+from iar_study.storage import digest, replacing, save_arrays, write_json
 from iar_study.study.stages import (
     RECIPE,
     Shared,
     decode,
+    extractor_of,
     facts,
+    features_of,
+    images_of,
     load_classifier,
     load_codebook,
     load_codes,
     load_rearrangement,
+    load_reference,
+    measure_pictures,
 )
+from iar_study.study.study import Kind
 from iar_study.study.workspace import is_finished
 from iar_study.training.gpt import step_seed, train_gpt
-from iar_study.training.journal import read_journal
+from iar_study.training.journal import Journal, read_journal
 from iar_study.training.parallel import collected, launch, n_processes, process_rank
 from iar_study.training.progress import Diverged
 
@@ -53,11 +65,20 @@ class Trial:
     seed: int
     config: TrialConfig
     shared: Shared
+    kind: Kind = "training"
 
     @property
     def hash(self) -> str:
         """Identity: the config and the content of the inputs; names of data sets and arms do not count."""
+        if self.kind == "near-codes":
+            config = self.config.evaluation
+            return digest(RECIPE, self.kind, self.seed, config.images, config.extractor, self.shared.digests)[:16]
         return digest(RECIPE, identity(self.config), self.shared.digests)[:16]
+
+    @property
+    def steps(self) -> int:
+        """The last step of its journal: of training, or the farthest rank among near codes."""
+        return self.config.train.steps if self.kind == "training" else self.config.tokenizer.codebook_size - 1
 
     def folder(self, trials: Path) -> Path:
         return trials / self.hash
@@ -67,11 +88,19 @@ def run_trial(trial: Trial, trials: Path) -> None:
     """Run or resume a trial; do nothing when it is finished. Under `torchrun` every process calls it.
 
     The folder then holds trial.json (config, inputs, code, environment), journal.jsonl (curves), weights and codebook
-    in the arm's order, samples, and, written last, result.json: {"status": "finished" | "diverged", "metrics"}.
+    in the arm's order, samples, and, written last, result.json: {"status": "finished" | "diverged", "metrics"}. One of
+    near codes has the curves over the rank r in its journal, and the pictures in place of samples.
     """
     folder = trial.folder(trials)
     if is_finished(folder):
         return
+    if trial.kind == "near-codes":
+        _replace_tokens(trial, folder)
+    else:
+        _train(trial, folder)
+
+
+def _train(trial: Trial, folder: Path) -> None:
     config, shared = trial.config, trial.shared
     fabric = launch(config)
     codes, rearrangement = load_codes(shared), load_rearrangement(shared.rearrangement)
@@ -94,31 +123,54 @@ def run_trial(trial: Trial, trials: Path) -> None:
         {"codebook": codebook, "permutation": rearrangement.permutation, "boundaries": rearrangement.boundaries},
     )
     last = read_journal(folder / "journal.jsonl")[-1]["metrics"]
-    metrics = {name: value for name, value in last.items() if name.startswith(("val/", "samples/"))}
+    metrics = {name: value for name, value in last.items() if is_final(name)}
     write_json(folder / "result.json", {"status": "finished", "step": config.train.steps, "metrics": metrics})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _replace_tokens(trial: Trial, folder: Path) -> None:
+    """Decode held-out images with every token replaced by another code, and measure how far the pictures change."""
+    shared, config = trial.shared, trial.config.evaluation
+    if shared.classifier is None:
+        raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
+    codes, originals = load_codes(shared), images_of(trial.config.data).test
+    write_json(folder / "trial.json", describe(trial, codes))
+    extractor, classifier = extractor_of(trial.config, shared.classifier), load_classifier(shared.classifier)
+    found = measure_near_codes(
+        codes.test_tokens[: config.images],
+        originals[: config.images],
+        partial(decode, shared, device="cpu"),
+        Codebook(codes.codebook, "cosine"),
+        load_rearrangement(shared.rearrangement),
+        lambda pictures: (features_of(pictures, extractor)[0], classify(classifier, pictures)[1]),
+        trial.seed,
+    )
+    journal = Journal(folder / "journal.jsonl")
+    for rank, metrics in found.curve.items():
+        journal.write(rank, {f"near/{name}": value for name, value in metrics.items()})
+    save_arrays(folder / "replaced.safetensors", {"replaced": found.pictures}, {"columns": found.columns})
+    groups = {
+        "near": found.curve[paper_rank(len(codes.codebook))],
+        "same_cluster": found.same_cluster,
+        "random_code": found.random_code,
+        "tokenizer": found.tokenizer,
+    }
+    final = {f"{kind}/{name}": value for kind, metrics in groups.items() for name, value in metrics.items()}
+    write_json(folder / "result.json", {"status": "finished", "step": trial.steps, "metrics": final})
 
 
 def sample_and_measure(
     trial: Trial, class_names: tuple[str, ...], folder: Path, model: GPT, step: int
 ) -> dict[str, float]:
-    """Draw samples, classes in turn, keep the first of each class, and return the `samples/*` metrics.
+    """Draw samples, classes in turn, keep the first of each class, and return their `family/extractor@count` metrics.
 
     `model` indexes the original codebook, so with the same seed every arm samples with the same noise per code, at any
     step. The processes share the samples out; the first one measures.
     """
     config, shared, device = trial.config.evaluation, trial.shared, trial.config.compute.device
     parts = (torch.arange(config.samples) % len(class_names)).split(SAMPLED_AT_ONCE)
-    drawn = {
-        part: generate(
-            model,
-            parts[part].to(device),
-            cfg_scale=config.guidance,
-            temperature=config.temperature,
-            generator=torch.Generator(device).manual_seed(step_seed(trial.seed, part)),
-        ).cpu()
-        for part in range(process_rank(), len(parts), n_processes())
-    }
+    mine = range(process_rank(), len(parts), n_processes())
+    drawn = {part: draw(model, trial.config, part, parts[part]) for part in mine}
     everyone: dict[int, torch.Tensor] = {}
     for some in collected(drawn):
         everyone |= some
@@ -134,13 +186,22 @@ def sample_and_measure(
     if shared.classifier is None or shared.reference is None:
         save_arrays(folder / "tokens.safetensors", {"tokens": tokens}, {"step": step})
         return {}
-    pictures = decode(shared, tokens, device)
-    features, classified = classify(load_classifier(shared.classifier), pictures)
+    extractor = extractor_of(trial.config, shared.classifier)
     labels = torch.cat(parts).numpy()
-    return {
-        "samples/fd_classifier": frechet_distance(load_arrays(shared.reference)[0]["features"], features),
-        "samples/class_agreement": float((classified == labels).mean()),
-    }
+    pictures = decode(shared, tokens, device)
+    return measure_pictures(pictures, labels, load_reference(shared.reference), extractor, shared.classifier)
+
+
+def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
+    """Draw the tokens, int64 (b, T) on the CPU, of one part of a trial's samples, with its own noise; classes (b,)."""
+    device = config.compute.device
+    return generate(
+        model,
+        classes.to(device),
+        cfg_scale=config.evaluation.guidance,
+        temperature=config.evaluation.temperature,
+        generator=torch.Generator(device).manual_seed(step_seed(config.seed, part)),
+    ).cpu()
 
 
 def save_grid(path: Path, grid: np.ndarray) -> None:

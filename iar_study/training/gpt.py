@@ -22,9 +22,10 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import TrainConfig, TrialConfig, identity
 from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
-from iar_study.evaluation.predictions import Judge, evaluate_predictions, prediction_metrics
+from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
 from iar_study.models.gpt import GPT
 from iar_study.models.losses import token_and_cluster_cross_entropy
+from iar_study.storage import save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
 from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like, total
@@ -223,7 +224,8 @@ def train_gpt(
     codes : the tokens, in the original order of the codes.
     rearrangement : the order and the clusters that this arm trains with.
     judging : the clusters that `val/*` metrics are measured by, alike for every arm.
-    folder : receives `journal.jsonl` and `checkpoints/`.
+    folder : receives `journal.jsonl`, `checkpoints/` and, at the end, `predictions.safetensors`: the `val/*` metrics
+        by position in the image.
     measure : is asked for the metrics of samples, `evaluation.sampled_times` times.
 
     Raises
@@ -251,7 +253,7 @@ def train_gpt(
     batches = TokenBatches(codes, rearrangement, settings.batch_size, config.seed, training.share).from_step(
         first, settings.steps, workers=READERS if on_gpu else 0, pin=on_gpu
     )
-    judge = Judge(judging, rearrangement, fabric.device)
+    judge = Judge(judging, rearrangement, codes.codebook, fabric.device)
     evaluate = _evaluation(fabric, config, codes, rearrangement, judge)
     to_sample = sampled_steps(config) if measure is not None else set()
     pace = Pace(first, settings.steps, fabric.device)
@@ -282,7 +284,10 @@ def train_gpt(
                 metrics["train/grad_norm"] = float(gathered(grad_norm))
                 metrics["train/lr"] = learning_rate(settings, step)
             if evaluating or sampling:
-                metrics |= evaluate(training.evaluated_model())
+                found_here, sums = evaluate(training.evaluated_model())
+                metrics |= found_here
+                if last and journal is not None:
+                    save_arrays(folder / "predictions.safetensors", by_position(sums))
                 if not math.isfinite(metrics["val/token_nll"]):
                     raise Diverged(done)
             if measure is not None and sampling:
@@ -302,7 +307,7 @@ def train_gpt(
 
 def _evaluation(
     fabric: Fabric, config: TrialConfig, codes: Codes, rearrangement: Rearrangement, judge: Judge
-) -> Callable[[GPT], dict[str, float]]:
+) -> Callable[[GPT], tuple[dict[str, float], Tensor]]:
     """Return what measures a model on this process's share of the held-out images, and adds up over all."""
     held_out = slice(fabric.global_rank, config.evaluation.images, fabric.world_size)
     return partial(

@@ -32,7 +32,8 @@ def random_codes(vocabulary: int) -> Codes:
     rng = np.random.default_rng(0)
     tokens = rng.integers(vocabulary, size=(2048, 1, TOKENS)).astype(np.int32)
     labels = np.arange(2048) % 10
-    return Codes(tokens, labels, tokens[:1, 0], labels[:1], tuple("0123456789"))
+    codebook = rng.normal(size=(vocabulary, 8)).astype(np.float32)
+    return Codes(tokens, labels, tokens[:1, 0], labels[:1], tuple("0123456789"), codebook)
 
 
 def bare_loop(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> None:

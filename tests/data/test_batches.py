@@ -55,7 +55,8 @@ def test_impossible_batches_are_refused(arguments):
 def codes_of(images: int, augmentations: int, tokens: int = 4) -> Codes:
     """Each token tells its image, augmentation and place."""
     content = np.arange(images * augmentations * tokens, dtype=np.int32).reshape(images, augmentations, tokens)
-    return Codes(content, np.arange(images), content[:, 0], np.arange(images), tuple(map(str, range(images))))
+    names, codebook = tuple(map(str, range(images))), np.zeros((content.size, 2), np.float32)
+    return Codes(content, np.arange(images), content[:, 0], np.arange(images), names, codebook)
 
 
 def batches_of(codes, batch_size, seed=0, share=slice(None)):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iar_study.evaluation.metrics import metric_named
 from iar_study.study.results import Results
 
 ARMS = {
@@ -20,47 +21,64 @@ ARMS = {
 }
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FINAL = {
-    "samples/fd_classifier": (41.0, 1.5),
-    "samples/class_agreement": (0.83, 0.01),
+    "fd/classifier@2k": (41.0, 1.5),
+    "fd_inf/classifier@2k": (36.5, 1.6),
+    "kd/classifier@2k": (0.02113, 0.0004),
+    "precision/classifier@2k": (0.712, 0.006),
+    "recall/classifier@2k": (0.488, 0.008),
+    "coverage/classifier@2k": (0.655, 0.007),
+    "class_agreement/classifier@2k": (0.83, 0.01),
     "val/token_nll": (3.412, 0.004),
     "val/token_accuracy": (0.231, 0.002),
+    "val/calibration_error": (0.0124, 0.0006),
     "val/cluster_nll": (1.904, 0.003),
+    "val/within_cluster_nll": (1.508, 0.002),
     "val/cluster_accuracy": (0.452, 0.002),
+    "val/code_distance_if_wrong": (0.7613, 0.002),
     "val/right_cluster_if_wrong": (0.287, 0.003),
     "val/right_cluster_by_chance": (0.0294, 0.0),
 }
+"""Final metric -> level, and the unit of its noise and of what an arm gains."""
 GAIN = {"rearranged": 0.0, "blocks": -0.5, "random": -2.0, "iar": 4.0}
+FALL = {"val/token_nll": (2.83, 110), "val/cluster_accuracy": (-0.42, 120)}
+"""Metric -> how far above its end its curve begins, and the steps in which that falls to a third."""
 
 
 def make_results(
-    arms: dict[str, str] | None = None, seeds: tuple[int, ...] = (0, 1), study: str = "components", channels: int = 1
+    arms: dict[str, str] | None = None, seeds: tuple[int, ...] = (0, 1, 2), study: str = "components", channels: int = 1
 ) -> Results:
-    """Return made-up results; the last arm of five is better in likelihood, the others hardly differ."""
+    """Return made-up results; of five arms the fourth is worse, the last one better, the others hardly differ."""
     arms = ARMS if arms is None else arms
     rng = np.random.default_rng(0)
-    final, curves = [], []
+    final, curves, positions = [], [], {}
+    late = np.linspace(0.3, -0.3, 49).reshape(7, 7)
     for index, arm in enumerate(arms):
         gain = list(GAIN.values())[index - 1] if 0 < index <= len(GAIN) else 0.0
+        of_seeds = []
         for seed in seeds:
             shared = np.random.default_rng(seed).normal()
             trial = sha256(f"{arm} {seed}".encode()).hexdigest()
             run_id = trial[32:]
+            ends = {}
             for metric, (level, spread) in FINAL.items():
-                better = -1 if "nll" in metric or "fd" in metric else 1
-                value = level + spread * (1.5 * shared + better * gain + 0.15 * rng.normal() * (spread > 0))
-                final.append((arm, seed, trial, run_id, metric, value))
-            for metric in ("val/token_nll", "val/cluster_accuracy", "train/token_nll"):
-                for step in range(0, 501, 100):
-                    if metric == "val/cluster_accuracy":
-                        value = 0.45 - 0.42 * np.exp(-step / 120) + 0.002 * gain * step / 500
-                    else:
-                        value = 3.41 + 2.83 * np.exp(-step / 110) - 0.004 * gain * step / 500
-                    value += 0.004 * shared + 0.002 * rng.normal()
+                better = -1 if metric_named(metric).better == "lower" else 1
+                noise = 1.5 * shared + better * gain + 0.15 * rng.normal() if spread else 0
+                ends[metric] = level + spread * noise
+            final += [(arm, seed, trial, run_id, *end) for end in ends.items()]
+            for step in range(0, 501, 100):
+                for metric, (height, steps) in FALL.items():
+                    value = ends[metric] + height * (np.exp(-step / steps) - np.exp(-500 / steps))
+                    value += 0.002 * rng.normal() * (step < 500)
                     curves.append((arm, seed, trial, step, metric, value))
-            ends = {metric: value for *key, metric, value in final if key[:2] == [arm, seed]}
+                value = 3.41 + 2.83 * np.exp(-step / 110) - 0.004 * gain * step / 500
+                value += 0.004 * shared + 0.002 * rng.normal()
+                curves.append((arm, seed, trial, step, "train/token_nll", value))
             for step in (125, 250, 375, 500):
-                value = ends["samples/fd_classifier"] + 180 * (np.exp(-step / 90) - np.exp(-500 / 90))
-                curves.append((arm, seed, trial, step, "samples/fd_classifier", value))
+                value = ends["fd/classifier@2k"] + 180 * (np.exp(-step / 90) - np.exp(-500 / 90))
+                curves.append((arm, seed, trial, step, "fd/classifier@2k", value))
+            each = late * (1 + 0.02 * gain) + 0.004 * rng.normal(size=(7, 7))
+            of_seeds.append(ends["val/token_nll"] + each - each.mean())
+        positions[arm] = {"token_nll": np.stack(of_seeds), "cluster_accuracy": 0.4 - np.stack(of_seeds) / 100}
 
     def pictures(*shape: int) -> np.ndarray:
         coarse = rng.integers(0, 256, (*shape, 7, 7, channels), dtype=np.uint8)
@@ -82,7 +100,8 @@ def make_results(
             "tokenizer": "512 codes of dimension 8, 7 x 7 = 49 tokens an image",
             "model": "GPT, 0.28 M weights: 4 layers, 4 heads, width 64",
             "training": "500 steps of 64 images (1.6 M tokens), learning rate 0.004, cosine decay",
-            "evaluation": "2,000 held-out images; 2,000 samples, guidance 2, no top-k or top-p; 32 balanced clusters",
+            "evaluation": "2,000 held-out images; 2,000 samples, guidance 2, no top-k or top-p; judged by 32 balanced "
+            "clusters",
             "seeds": ", ".join(map(str, seeds)),
             "computed in": "float32 on cpu, one thread a trial",
             "code": "commit 0123456789",
@@ -91,6 +110,8 @@ def make_results(
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
         missing=pd.DataFrame([], columns=["arm", "seed", "status", "step"]),
         class_names=CLASSES,
+        n_codes=512,
+        tokens_per_step=64 * 49,
         samples_seed=seeds[0],
         samples={arm: pictures(10, 6) for arm in arms},
         reconstructions={
@@ -98,6 +119,8 @@ def make_results(
             "decoded": decoded,
             "decoded after rearrangement": decoded.copy(),
         },
+        exact={"equivariance": 3.1e-16, "decoding": 0.0},
+        positions=positions,
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from iar_study.errors import InputError
 from iar_study.reporting import figures
 
-FD, NLL = "samples/fd_classifier", "val/token_nll"
+FD, NLL = "fd/classifier@2k", "val/token_nll"
 
 
 def texts(figure):
@@ -31,7 +31,8 @@ def test_colors_belong_to_arms(results):
     assert figures.arm_colors(fewer) == {arm: colors[arm] for arm in fewer.arms}
 
 
-def test_curves_of_two_seeds_show_the_seeds_and_no_band(results):
+def test_curves_of_two_seeds_show_the_seeds_and_no_band(build):
+    results = build(seeds=(0, 1))
     figure = figures.curves(results, NLL)
     assert isinstance(figure, Figure)
     axes = figure.axes[0]
@@ -44,8 +45,8 @@ def test_curves_of_two_seeds_show_the_seeds_and_no_band(results):
     np.testing.assert_allclose(axes.lines[2].get_ydata(), mean)
 
 
-def test_curves_of_three_seeds_have_a_band(build):
-    figure = figures.curves(build(seeds=(0, 1, 2)), NLL)
+def test_curves_of_three_seeds_have_a_band(results):
+    figure = figures.curves(results, NLL)
     assert len(figure.axes[0].collections) == 5
     assert len(figure.axes[0].lines) == 5
     assert "thick: mean over seeds; band: 95% interval" in texts(figure)
@@ -57,8 +58,7 @@ def test_curves_of_one_seed_say_so(build):
     assert "one seed: no interval" in texts(figure)
 
 
-def test_a_diverged_seed_ends_the_mean_and_the_band(build):
-    results = build(seeds=(0, 1, 2))
+def test_a_diverged_seed_ends_the_mean_and_the_band(results):
     curves = results.curves.copy()
     curves.loc[(curves["arm"] == "iar") & (curves["seed"] == 1) & (curves["step"] > 200), "value"] = np.nan
     figure = figures.curves(replace(results, curves=curves), NLL)
@@ -68,8 +68,7 @@ def test_a_diverged_seed_ends_the_mean_and_the_band(build):
     assert "thick: mean over seeds; band: 95% interval; thin: single seeds" in texts(figure)
 
 
-def test_a_diverged_trial_keeps_its_curve_and_its_end_is_marked(build):
-    results = build(seeds=(0, 1, 2))
+def test_a_diverged_trial_keeps_its_curve_and_its_end_is_marked(results):
     curves, missing = results.curves, pd.DataFrame([("iar", 1, "diverged", 237)], columns=results.missing.columns)
     curves = curves[~((curves["arm"] == "iar") & (curves["seed"] == 1) & (curves["step"] > 200))]
     results = replace(results, curves=curves, missing=missing)
@@ -84,7 +83,7 @@ def test_a_diverged_trial_keeps_its_curve_and_its_end_is_marked(build):
 
 @pytest.mark.parametrize("differences", [False, True])
 def test_a_seed_lost_before_its_first_value_leaves_no_mean_of_the_others(build, differences):
-    results = build(arms={"baseline": "", "iar": ""}, seeds=(0, 1, 2))
+    results = build(arms={"baseline": "", "iar": ""})
     curves, missing = results.curves, pd.DataFrame([("iar", 1, "diverged", 3)], columns=results.missing.columns)
     curves = curves[~((curves["arm"] == "iar") & (curves["seed"] == 1))]
     figure = figures.curves(replace(results, curves=curves, missing=missing), NLL, differences=differences)
@@ -120,13 +119,22 @@ def test_curves_of_differences_are_paired(results):
 
 
 def test_comparison_shows_seeds_means_and_findings(results):
-    figure = figures.comparison(results, "samples/fd_classifier")
+    figure = figures.comparison(results, FD)
     axes = figure.axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [len(line.get_xdata()) for line in dots] == [2] * 4
+    assert [len(line.get_xdata()) for line in dots] == [3] * 4
     assert sum(line.get_marker() == "D" for line in axes.lines) == 4
-    assert {"better", "worse", "inconclusive", "iar", "random"} <= set(texts(figure))
-    assert "better" in axes.get_xlabel()
+    assert {"FD (classifier, 2k)", "better", "worse", "inconclusive", "iar", "random"} <= set(texts(figure))
+    assert "(\N{LEFTWARDS ARROW} better)" in axes.get_xlabel()
+    assert "(better \N{RIGHTWARDS ARROW})" in figures.comparison(results, "recall/classifier@2k").axes[0].get_xlabel()
+
+
+def test_comparison_of_the_same_numbers_says_equal(results):
+    final = results.final.copy()
+    of = {arm: (final["metric"] == FD) & (final["arm"] == arm) for arm in ("baseline", "blocks")}
+    final.loc[of["blocks"], "value"] = final.loc[of["baseline"], "value"].to_numpy()
+    beside = texts(figures.comparison(replace(results, final=final), FD))
+    assert beside.count("equal") == 1
 
 
 def test_comparison_of_one_seed_draws_no_interval(build):
@@ -152,7 +160,7 @@ def test_sample_grids_place_every_pixel(build, channels):
     np.testing.assert_array_equal(
         mosaic[30:58, 60:88], np.broadcast_to(results.samples["rearranged"][1, 2], (28, 28, 3))
     )
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box = figure.axes[1].get_window_extent()
     assert box.width / mosaic.shape[1] == pytest.approx(round(box.width / mosaic.shape[1]))
 
@@ -178,13 +186,79 @@ def test_reconstructions(results):
     np.testing.assert_array_equal(picture[30:58], picture[60:88])
 
 
+def panels(figure):
+    """Return title -> picture, in the order of the panels; their colour bars are axes too."""
+    return {axes.get_title(loc="left"): axes.images[0] for axes in figure.axes if axes.images}
+
+
+def test_by_position_shows_the_baseline_and_every_arms_difference_from_it(results):
+    shown = panels(figures.by_position(results, NLL))
+    means = {arm: of["token_nll"].mean(axis=0) for arm, of in results.positions.items()}
+    others = ("rearranged", "blocks", "random", "iar")
+    assert list(shown) == ["baseline", *(f"{arm}: difference" for arm in others)]
+    np.testing.assert_allclose(shown["baseline"].get_array(), means["baseline"])
+    for arm in others:
+        np.testing.assert_allclose(shown[f"{arm}: difference"].get_array(), means[arm] - means["baseline"])
+
+
+def test_by_position_differences_have_one_scale_around_zero(results):
+    first, *others = panels(figures.by_position(results, NLL)).values()
+    largest = max(np.abs(image.get_array()).max() for image in others)
+    assert [image.get_clim() for image in others] == [(-largest, largest)] * 4
+    assert {image.get_cmap().name for image in others} == {"RdBu_r"}
+    assert first.get_clim() == (first.get_array().min(), first.get_array().max())
+    assert first.get_cmap().name != "RdBu_r"
+
+
+def test_by_position_draws_the_metric_that_is_asked_for(results):
+    figure = figures.by_position(results, "val/cluster_accuracy")
+    expected = results.positions["baseline"]["cluster_accuracy"].mean(axis=0)
+    np.testing.assert_allclose(panels(figure)["baseline"].get_array(), expected)
+    assert figure.get_suptitle() == "cluster accuracy by position"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_by_position_fits_any_number_of_arms(build, count):
+    figure = figures.by_position(build(arms={f"arm {i}": "" for i in range(count)}), NLL)
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == count
+    assert len({(round(axes.bbox.width), round(axes.bbox.height)) for axes in shown}) == 1
+    titles = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes if axes.axison or axes.images]
+    for box in (figure._suptitle.get_window_extent(), *titles):
+        assert -1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1
+        assert -1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1
+
+
+def test_by_position_leaves_out_arms_without_positions(results):
+    positions = {arm: of for arm, of in results.positions.items() if arm != "blocks"}
+    positions["random"] = {"cluster_accuracy": positions["random"]["cluster_accuracy"]}
+    shown = panels(figures.by_position(replace(results, positions=positions), NLL))
+    assert list(shown) == ["baseline", "rearranged: difference", "iar: difference"]
+
+
+def test_by_position_of_arms_that_do_not_differ(results):
+    same = {arm: results.positions["baseline"] for arm in ("baseline", "iar")}
+    figure = figures.by_position(replace(results, positions=same), NLL)
+    figure.draw_without_rendering()
+    image = panels(figure)["iar: difference"]
+    np.testing.assert_array_equal(image.get_array(), 0)
+    low, high = image.get_clim()
+    assert low < 0 < high
+
+
 def test_odd_names_are_drawn_as_they_are(build):
     names = {"_base": "", "$x_1$ {": "", "50% <script>": ""}
     results = build(arms=names)
-    for figure in (figures.curves(results, NLL), figures.comparison(results, NLL), figures.sample_grids(results)):
-        figure.canvas.draw()
+    drawings = (figures.curves, figures.comparison, figures.quality_over_training, figures.by_position)
+    for figure in (
+        *(draw(results, FD if draw is drawings[2] else NLL) for draw in drawings),
+        figures.sample_grids(results),
+    ):
+        figure.draw_without_rendering()
     assert len(legend(figures.curves(results, NLL))) == 3
     assert r"\$x_1\$ {" in texts(figures.comparison(results, NLL))
+    assert figures.by_position(results, NLL).axes[1].get_title(loc="left") == r"\$x_1\$ {: difference"
 
 
 def test_many_arms_have_styles_of_their_own(build):
@@ -202,6 +276,11 @@ def test_nothing_to_draw_is_an_input_error(results):
         figures.comparison(replace(results, arms={"baseline": ""}), NLL)
     with pytest.raises(InputError, match="no samples"):
         figures.sample_grids(replace(results, samples={}))
+    for gone in ({}, {"iar": results.positions["iar"]}, {"baseline": {"cluster_accuracy": np.zeros((3, 7, 7))}}):
+        with pytest.raises(InputError, match="no 'val/token_nll' by position of its baseline 'baseline'"):
+            figures.by_position(replace(results, positions=gone), NLL)
+    with pytest.raises(InputError, match="unknown metric"):
+        figures.by_position(results, "val/nll")
     with pytest.raises(InputError, match="no reconstructions"):
         figures.reconstructions(replace(results, reconstructions={}))
     with pytest.raises(InputError, match="wanted uint8"):

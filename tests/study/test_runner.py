@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from iar_study.cli import build_parser, main
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import METRICS
+from iar_study.evaluation.metrics import FIDELITY, METRICS, fidelity_key
 from iar_study.reporting.report import write_report
 from iar_study.storage import load_arrays
 from iar_study.study.display import Display
@@ -75,10 +75,16 @@ def test_results_are_tidy_and_whole(done):
     results = load_results(workspace, "components")
     assert list(results.arms) == ARMS
     assert results.missing.empty
-    assert set(results.final.metric) == {name for name in METRICS if name.startswith(("val/", "samples/"))}
+    predictions = {name for name in METRICS if name.startswith("val/")}
+    samples = {fidelity_key(family, "classifier", 100) for family in FIDELITY}
+    assert set(results.final.metric) == predictions | samples
     assert (results.final.groupby(["arm", "seed"]).size() == results.final.metric.nunique()).all()
     assert set(results.curves.step) == {5, 10, 15, 20}  # samples are drawn four times
-    assert set(results.curves.metric) <= set(METRICS)
+    assert set(results.curves.metric) <= set(METRICS) | samples
+    assert results.exact == {"equivariance": pytest.approx(0, abs=1e-12), "decoding": 0}
+    assert results.positions["iar"]["token_nll"].shape == (2, 4, 4)
+    mean_nll = results.final[(results.final.metric == "val/token_nll") & (results.final.arm == "iar")].value.mean()
+    assert results.positions["iar"]["token_nll"].mean() == pytest.approx(mean_nll)
     assert {name: grid.shape for name, grid in results.samples.items()} == {arm: (10, 8, 8, 8, 1) for arm in ARMS}
     assert results.scale["data set"] == "digits"
 
@@ -128,10 +134,11 @@ def test_mlflow_holds_a_parent_and_a_nested_run_per_trial_with_every_point_once(
         history = client.get_metric_history(trial.info.run_id, "val/token_nll")
         assert [point.step for point in history] == [5, 10, 15, 20]
         ours = results.final[results.final.run_id == trial.info.run_id].set_index("metric").value
-        assert trial.data.metrics["samples/fd_classifier"] == ours["samples/fd_classifier"]
+        assert trial.data.metrics["fd/classifier:100"] == ours["fd/classifier@100"]
         assert {file.path for file in client.list_artifacts(trial.info.run_id)} == {
             "samples.png",
             "codebook.safetensors",
+            "predictions.safetensors",
             "trial.json",
         }
 

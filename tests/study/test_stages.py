@@ -13,6 +13,7 @@ from iar_study.data.encoding import extract_codes, load_tokenizer
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import FIDELITY, fidelity_key
 from iar_study.models.vq import VQConfig, VQModel, to_uint8
 from iar_study.study import stages
 from iar_study.study.doctor import examine
@@ -44,7 +45,8 @@ def products(workspace: Workspace) -> list[str]:
 
 def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Workspace) -> None:
     shared = prepare(workspace, SMALL)
-    assert products(workspace) == ["classifier", "clustering", "clustering", "codes", "reference", "tokenizer"]
+    made = ["classifier", "clustering", "clustering", "codes", "exactness", "reference", "tokenizer"]
+    assert products(workspace) == made
     assert set(shared.digests) == {"data", "tokenizer", "codes", "classifier", "rearrangement", "judging"}
     codes, digits = stages.load_codes(shared), load_images(smoke({}).data)
     assert codes.train_tokens.shape == (len(digits.train), 1, 16)
@@ -56,13 +58,15 @@ def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Wo
     assert stages.decode(shared, codes.test_tokens, "cpu").shape == digits.test.shape
     known = stages.facts(shared)
     assert set(known["tokenizer"]) == {"psnr", "usage", "perplexity"}
-    assert set(known["reconstruction"]) == {"fd_reconstruction", "class_agreement"}
+    assert set(known["reconstruction"]) == {fidelity_key(family, "classifier", 100) for family in FIDELITY}
+    assert known["exact"]["decoding"] == 0
+    assert known["exact"]["equivariance"] < 1e-12
     assert 0 < known["classifier_accuracy"] <= 1
 
 
 def test_of_encoded_images_nothing_is_trained(workspace: Workspace, encoded: dict[str, str]) -> None:
     shared = prepare(workspace, encoded)
-    assert products(workspace) == ["clustering", "clustering", "use"]
+    assert products(workspace) == ["clustering", "clustering", "exactness", "use"]
     assert (shared.classifier, shared.reference) == (None, None)
     assert set(shared.digests) == {"codes", "tokenizer", "rearrangement", "judging"}
     about = {key: shared.data[key] for key in ("image_size", "channels", "train_images", "augmentations", "classes")}
@@ -104,7 +108,7 @@ def test_content_tells_codes_apart_not_their_place(workspace: Workspace, encoded
     moved = prepare(workspace, {**encoded, "data.name": "codes:moved"})  # from the current folder
     assert moved.folder == workspace.root / "moved"
     assert moved.digests == first.digests
-    assert len(products(workspace)) == 3
+    assert len(products(workspace)) == 4
     edit_index(
         workspace.root / "moved", "test", "codes.npy", {**open_codes(source / "test").index["codes.npy"], "sha256": "0"}
     )

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from iar_study.errors import InputError
-from iar_study.study.statistics import compare_with_baseline, mean_interval, paired_differences
+from iar_study.study.statistics import (
+    COMPARISON_COLUMNS,
+    bootstrap_interval,
+    compare_with_baseline,
+    holm,
+    mean_interval,
+    paired_differences,
+    paired_p,
+    power,
+    time_to_target,
+)
 
 NLL, ACCURACY = "val/token_nll", "val/token_accuracy"
 FLIPPED = {"better": "worse", "worse": "better"}
@@ -55,6 +67,8 @@ def test_paired_interval_is_that_of_scipy():
     assert (row["difference_low"], row["difference_high"]) == pytest.approx((interval.low, interval.high))
     assert row["difference"] == pytest.approx((arm - base).mean())
     assert row["mean"] == pytest.approx(arm.mean())
+    assert row["p"] == pytest.approx(stats.ttest_rel(arm, base).pvalue)
+    assert row["p_holm"] == row["p"]  # the only arm
 
 
 @pytest.mark.parametrize(("metric", "finding"), [(NLL, "better"), (ACCURACY, "worse"), ("train/loss", "no direction")])
@@ -82,12 +96,56 @@ def test_one_seed_is_inconclusive():
     assert np.isnan(row["difference_low"])
 
 
-@pytest.mark.parametrize("shift", [0, -0.1])
-def test_differences_without_spread_are_inconclusive(shift):
+def test_differences_without_spread_are_inconclusive():
     base = [0.3, 0.7, 1.1]
-    row = compare(base=base, arm=[value + shift for value in base]).loc["arm"]
+    row = compare(base=base, arm=[value - 0.1 for value in base]).loc["arm"]
     assert row["finding"] == "inconclusive"
-    assert row["difference"] == pytest.approx(shift)
+    assert row["difference"] == pytest.approx(-0.1)
+    assert row[["p", "p_holm", "detectable"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("base", "arm", "finding"),
+    [
+        ([0.3, 0.7, 1.1], [0.3, 0.7, 1.1], "equal"),
+        ([0.3], [0.3], "equal"),
+        ([0.3, 0.7], [0.1 + 0.2, 0.7], "equal"),  # rounding
+        ([0.3, 0.7], [0.3 + 1e-9, 0.7], "inconclusive"),
+        ([0.0, 0.0], [0.0, 1e-300], "inconclusive"),
+        ([0.3, 0.7], [0.3, None], "inconclusive"),  # a lost seed
+        ([0.3, None], [0.3, 0.7], "inconclusive"),
+        ([0.3, 0.7], [0.3, np.nan], "inconclusive"),
+        ([0.3, np.nan], [0.3, np.nan], "inconclusive"),
+        ([None], [None], "inconclusive"),
+    ],
+)
+def test_the_same_numbers_are_equal(base, arm, finding):
+    assert compare(base=base, arm=arm).loc["arm", "finding"] == finding
+
+
+def test_an_equal_arm_is_no_test_of_the_family():
+    rng = np.random.default_rng(2)
+    base, arm = rng.normal(size=(2, 5))
+    table = compare(base=base, same=base, arm=arm)
+    assert table.loc["arm", "p_holm"] == table.loc["arm", "p"]
+    assert table.loc["same", ["p", "p_holm"]].isna().all()
+
+
+def test_more_arms_ask_for_more():
+    """A difference that holds by itself is inconclusive among many arms."""
+    base, arm = [3.0, 3.5, 4.0], [2.0, 2.6, 2.9]
+    assert compare(base=base, arm=arm).loc["arm", "finding"] == "better"
+    noise = np.random.default_rng(3).normal(3.5, 1, (30, 3))
+    row = compare(base=base, arm=arm, **{f"a{i}": values for i, values in enumerate(noise)}).loc["arm"]
+    assert row["p"] < 0.05 < row["p_holm"]
+    assert row["finding"] == "inconclusive"
+
+
+def test_a_table_has_all_columns_and_the_order_of_arms():
+    table = compare(base=[1.0, 2.0], b=[1.0, 3.0], a=[2.0, 2.5])
+    assert tuple(table.columns) == COMPARISON_COLUMNS
+    assert table.index.tolist() == ["base", "b", "a"]
+    assert table.loc["base", ["difference", "p", "p_holm", "bootstrap_low", "detectable"]].isna().all()
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -150,11 +208,120 @@ def test_the_other_sign_is_the_other_finding(pairs):
     assert compare(ACCURACY, base=base, arm=arm).loc["arm", "finding"] == FLIPPED.get(finding, finding)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_false_findings_are_as_rare_as_promised(seeds):
-    """Arms that do not differ from the baseline: 5% are called better or worse, half of them each."""
-    noise = np.random.default_rng(7).normal(size=(2000, seeds))
-    arms = {f"a{i}": row for i, row in enumerate(noise)}
-    found = compare(base=np.zeros(seeds), **arms)["finding"].value_counts()
-    assert 0.035 < (found["better"] + found["worse"]) / 2000 < 0.065
-    assert 0.3 < found["better"] / (found["better"] + found["worse"]) < 0.7
+def test_paired_p_of_many_at_once():
+    differences = np.random.default_rng(4).normal(0.5, 1, (3, 4, 6))
+    assert paired_p(differences) == pytest.approx(stats.ttest_1samp(differences, 0, axis=-1).pvalue)
+    assert np.isnan(paired_p([[1.0], [2.0]])).all()
+    assert np.isnan(paired_p([2.0, 2.0]))
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    """Adjusted p: the largest Bonferroni p among all subfamilies that hold the hypothesis."""
+    for p in np.random.default_rng(5).uniform(0, 0.3, (20, 4)):
+        subfamilies = [np.array(held, dtype=bool) for held in product([0, 1], repeat=4) if any(held)]
+        closed = [max(min(1, held.sum() * p[held].min()) for held in subfamilies if held[i]) for i in range(4)]
+        assert holm(p) == pytest.approx(closed)
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    p = np.array([[np.nan, 0.02, 0.01], [np.nan, np.nan, np.nan], [0.9, 0.8, 0.7]])
+    assert holm(p) == pytest.approx(np.array([[np.nan, 0.02, 0.02], [np.nan] * 3, [1, 1, 1]]), nan_ok=True)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_bootstrap_of_few_weighs_every_resample(n):
+    differences = np.random.default_rng(n).normal(size=n)
+    means = np.sort([np.mean(taken) for taken in product(differences, repeat=n)])
+    k = int(np.ceil(0.025 * n**n))
+    low, high = bootstrap_interval(differences)
+    assert (low, high) == pytest.approx((means[k - 1], means[-k]))
+
+
+def test_bootstrap_of_many_is_drawn_and_the_same_each_time():
+    differences = np.random.default_rng(6).normal(1, 1, (3, 30))
+    low, high = bootstrap_interval(differences)
+    again = [bootstrap_interval(row) for row in differences]
+    assert np.array_equal(np.stack([low, high], -1), again)
+    theirs = stats.bootstrap((differences[0],), np.mean, method="percentile", rng=np.random.default_rng(1))
+    assert (low[0], high[0]) == pytest.approx(tuple(theirs.confidence_interval), abs=0.03)
+
+
+@pytest.mark.parametrize("n", [3, 8, 9])
+def test_bootstrap_of_minus_the_differences_is_minus_the_interval(n):
+    differences = np.random.default_rng(n).exponential(size=n)
+    low, high = bootstrap_interval(differences)
+    assert bootstrap_interval(-differences) == (-high, -low)
+    assert low < differences.mean() < high
+
+
+@pytest.mark.parametrize(("pairs", "difference"), [(2, 8.0), (3, 2.0), (5, 1.0), (10, 0.5)])
+def test_power_is_the_share_that_is_found(pairs, difference):
+    differences = np.random.default_rng(8).normal(-difference * 3, 3, (20_000, pairs))
+    found = (paired_p(differences) < 0.05).mean()
+    assert power(difference * 3, 3, pairs) == pytest.approx(found, abs=0.015)
+    assert power(-difference * 3, 3, pairs) == pytest.approx(power(difference, 1, pairs))
+
+
+def test_power_at_the_ends():
+    assert power(0, 1, 5) == pytest.approx(0.05)
+    assert power(1, 1, 5, alpha=0.01) < power(1, 1, 5)
+    assert power(100, 1, 1) == 0
+    with pytest.raises(InputError, match="above 0"):
+        power(1, 0, 5)
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_studies():
+    base, arm = np.random.default_rng(9).normal(size=(2, 4))
+    row = compare(base=base, arm=arm).loc["arm"]
+    assert power(row["detectable"], (arm - base).std(ddof=1), 4) == pytest.approx(0.8)
+
+
+def curve(metric=NLL, **arms):
+    """Return the tidy frame of arm=[values of seed 0 at steps 0, 100, ..., those of seed 1, ...]."""
+    rows = [
+        (arm, seed, "hash", 100 * i, metric, value)
+        for arm, curves in arms.items()
+        for seed, values in enumerate(curves)
+        for i, value in enumerate(values)
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "trial", "step", "metric", "value"])
+    return frame.sample(frac=1, random_state=0)  # the order of rows must not matter
+
+
+def test_time_to_target_by_hand():
+    frame = curve(base=[[9, 5, 4, 3], [8, 5, 4, 2]], fast=[[9, 4, 2, 1], [9, 2, 1, 1]], slow=[[9, 6, 5, 4]] * 2)
+    table = time_to_target(frame, NLL, "base", ["base", "fast", "slow"])
+    assert table.loc["fast", ["n", "reached", "mean", "share"]].tolist() == [2, 2, 125, pytest.approx(125 / 300)]
+    interval = mean_interval([150, 100])
+    assert table.loc["fast", ["low", "high"]].tolist() == pytest.approx([interval.low, interval.high])
+    assert table.loc["base", ["n", "reached", "mean", "share"]].tolist() == [2, 2, 300, 1]
+    assert table.loc["slow", ["n", "reached"]].tolist() == [2, 0]
+    assert table.loc["slow", ["mean", "low", "high", "share"]].isna().all()
+
+
+def test_time_to_target_goes_up_where_more_is_better():
+    table = time_to_target(curve(ACCURACY, base=[[0, 1, 2]], arm=[[0, 4, 4]]), ACCURACY, "base", ["arm"])
+    assert table.loc["arm", "mean"] == 50
+    assert np.isnan(table.loc["arm", "low"])
+
+
+def test_time_to_target_of_a_seed_that_never_reaches_it_is_censored():
+    table = time_to_target(curve(base=[[9, 3], [9, 3]], arm=[[9, 1], [9, 4]]), NLL, "base", ["arm", "absent"])
+    assert table.loc["arm", ["n", "reached"]].tolist() == [2, 1]
+    assert np.isnan(table.loc["arm", "mean"])
+    assert table.loc["absent", ["n", "reached"]].tolist() == [0, 0]
+
+
+def test_time_to_target_of_noisy_and_broken_curves():
+    frame = curve(base=[[9, 5, 4]] * 4, arm=[[9, 4, 6], [9, np.nan, 4], [9, np.nan, np.nan], [3, 9, 9]])
+    assert time_to_target(frame, NLL, "base", ["arm"]).loc["arm", ["n", "reached"]].tolist() == [4, 3]
+    only = frame[frame["seed"].isin([0, 3])]
+    assert time_to_target(only, NLL, "base", ["arm"]).loc["arm", "mean"] == (100 + 0) / 2  # the first crossing
+    table = time_to_target(curve(base=[[9, np.nan]], arm=[[9, 1]]), NLL, "base", ["arm"])
+    assert table.loc["arm", ["n", "reached"]].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("metric", "message"), [("val/token_nl", "did you mean"), ("train/loss", "no target")])
+def test_time_to_target_needs_a_metric_with_a_direction(metric, message):
+    with pytest.raises(InputError, match=message):
+        time_to_target(curve(base=[[1]]), metric, "base", ["base"])

@@ -26,7 +26,7 @@ def test_the_registry_holds_the_ablations_of_the_paper():
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda s: s.name)
 def test_every_arm_fits_every_profile(study, profile):
     for arm in study.arms:
-        config = arm_config(arm, profile.config, seed=3)
+        config = arm_config(study, arm, profile.config, seed=3)
         assert config.seed == 3
         if config.clustering.strategy not in ("none", "plain"):
             assert config.tokenizer.codebook_size % config.clustering.n_clusters == 0
@@ -41,7 +41,7 @@ def test_arms_differ_in_what_the_study_varies_alone(name):
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda p: p.name)
 def test_a_study_is_a_short_file(path):
-    if path.name != "profiles.py":
+    if path.name not in ("profiles.py", "claims.py"):
         assert len(path.read_text().splitlines()) <= 30
 
 
@@ -51,7 +51,26 @@ def test_a_new_study_needs_no_other_file(workspace):
         "study = Study('mine', 'Why?', 'Because.', 'a', (Arm('a', 'first'), Arm('b', 'second', {'train.lr': 1e-3})))\n"
     )
     study = load_study(workspace.experiments, "mine")
-    assert arm_config(study.arm("b"), TrialConfig(), 0).train.lr == 1e-3
+    assert arm_config(study, study.arm("b"), TrialConfig(), 0).train.lr == 1e-3
+
+
+def test_an_arm_scales_whole_numbers_of_the_profile():
+    arms = (
+        Arm("a", "all"),
+        Arm("b", "half", scale={"train.steps": 0.5}),
+        Arm("c", "none", scale={"train.steps": 1e-9}),
+    )
+    study = Study("mine", "", "", "a", arms, seeded=("seed", "tokenizer.seed"))
+    configs = {arm.name: arm_config(study, arm, TrialConfig(), 7) for arm in arms}
+    assert {name: config.train.steps for name, config in configs.items()} == {"a": 1000, "b": 500, "c": 1}
+    assert all((config.seed, config.tokenizer.seed, config.clustering.seed) == (7, 7, 0) for config in configs.values())
+
+
+@pytest.mark.parametrize("key", ["train.lr", "compute.compile", "train.step"])
+def test_what_is_no_whole_number_is_not_scaled(key):
+    arm = Arm("a", "", scale={key: 0.5})
+    with pytest.raises(InputError, match="which is no whole number; "):
+        arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
 
 
 @pytest.mark.parametrize(

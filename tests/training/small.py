@@ -33,7 +33,8 @@ def make_codes(augmentations: int = 1) -> Codes:
     start = rng.integers(VOCABULARY, size=(200, 1, 1))
     walk = start + np.where(labels[:, None, None] == 0, 1, -1) * np.arange(9)
     tokens = ((walk + (rng.random((200, augmentations, 9)) < 0.1)) % VOCABULARY).astype(np.int32)
-    return Codes(tokens[:160], labels[:160], tokens[160:, 0], labels[160:], ("up", "down"))
+    codebook = rng.normal(size=(VOCABULARY, 2)).astype(np.float32)
+    return Codes(tokens[:160], labels[:160], tokens[160:, 0], labels[160:], ("up", "down"), codebook)
 
 
 def make_config() -> TrialConfig:

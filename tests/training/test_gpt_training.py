@@ -137,13 +137,11 @@ def test_samples_are_drawn_at_the_ends_of_equal_parts(codes, config, tmp_path):
     def measure(model, step):
         assert not model.training
         seen.append(step)
-        return {"samples/fd_classifier": float(step)}
+        return {"fd/classifier@200": float(step)}
 
     train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path, measure)
     assert seen == [10, 21, 31, 42]
-    told = {
-        step: point["samples/fd_classifier"] for step, point in curves(tmp_path) if "samples/fd_classifier" in point
-    }
+    told = {step: point["fd/classifier@200"] for step, point in curves(tmp_path) if "fd/classifier@200" in point}
     assert told == {10: 10, 21: 21, 31: 31, 42: 42}
 
 

@@ -1,0 +1,166 @@
+"""What the paper claims, and what decides each claim here.
+
+A decided verdict holds for the data, the sizes and the training of the profile that was run, and for no other.
+"""
+
+from iar_study.study.claims import Above, AsGoodAs, Best, Better, BetterInEvery, Claim, Exact, NotTested
+
+ABSTRACT = "abstract, in its words"
+OURS = "in our words, after the abstract"
+RELEASED = "in our words, after the released code's defaults"
+
+WHERE_IT_HOLDS = (
+    "Decides it for the data, tokenizer, model size and training of this study alone, in the features that the "
+    "metric's name tells; it is FID only with Inception at 50,000 samples."
+)
+
+CLAIMS = [
+    Claim(
+        "near codes look alike",
+        "Tokens that are replaced by a near code (up to about the 12th of 16,384) leave the picture almost unchanged.",
+        "the paper's observation, in our words",
+        "code-distance",
+        Above("near/class_agreement", 0.95),
+        "The paper gives no number: that the classifier keeps the class of 95% of the pictures is our threshold. The "
+        "rank is 12 of 16,384 in proportion to the codebook, so that of 512 codes it is the nearest one alone. A "
+        "kept class is not an unchanged picture. Tokenizers that were trained here, another one for each seed.",
+    ),
+    Claim(
+        "codes of a cluster look alike",
+        "Balanced k-means rearranges the visual codebook into clusters, ensuring high similarity among visual features "
+        "within each cluster.",
+        "abstract, shortened",
+        "code-distance",
+        Better("balanced", "same_cluster/feature_distance"),
+        "Says that codes of a cluster are nearer in looks than codes of a random one, not that they are near: the "
+        "paper gives no number for high.",
+    ),
+    Claim(
+        "rearrangement alone changes nothing",
+        "With the token loss alone the order of the codes cannot matter: a GPT whose vocabulary is permuted has the "
+        "same loss and the same gradients.",
+        "a consequence of the method, in our words",
+        "components",
+        Exact("equivariance", 1e-9),
+        "Holds up to rounding, in float64: two trainings in float32 drift apart as two seeds do. That they end equally "
+        "good is not proved by it, and no rule can; see the arm `rearranged` beside the baseline.",
+    ),
+    Claim(
+        "rearranged codes decode to the same pictures",
+        "The tokenizer's codebook is reordered as the tokens are, so that decoding is unchanged.",
+        "the paper's method, in our words",
+        "components",
+        Exact("decoding", 0.0),
+        "The pictures that were decoded both ways, by the tokenizer of this study.",
+    ),
+    Claim(
+        "right cluster if the token is wrong",
+        "Even if the model predicts the wrong token index, there is a high probability the predicted token is located "
+        "in the correct cluster.",
+        ABSTRACT,
+        "components",
+        Above("val/right_cluster_if_wrong", "val/right_cluster_by_chance", arm="iar"),
+        "More than chance is not yet a high probability, for which the paper gives no number. It says nothing for the "
+        "cluster loss: a baseline that learned anything does this too, and the next claim is about the difference.",
+    ),
+    Claim(
+        "right cluster more often than the baseline",
+        "The cluster-oriented loss ensures that a wrong token lies in the correct cluster.",
+        OURS,
+        "components",
+        Better("iar", "val/right_cluster_if_wrong"),
+        "Every arm is judged by the same balanced clusters, the ones that IAR was trained with: its home ground.",
+    ),
+    Claim(
+        "better images",
+        "The cluster-oriented loss significantly enhances the generation quality.",
+        "abstract, shortened",
+        "components",
+        Better("iar", "fd"),
+        WHERE_IT_HOLDS + " One guidance scale for every arm, not tuned for each.",
+    ),
+    Claim(
+        "better predictions",
+        "IAR predicts the next token of held-out images better.",
+        "our reading of the abstract's training efficiency and performance; the paper's measure is FID",
+        "components",
+        Better("iar", "val/token_nll"),
+        "IAR's loss is not the token loss, and the paper promises no better likelihood: images may be better without.",
+    ),
+    Claim(
+        "similar codes are what helps",
+        "The gain comes from clusters of similar codes, not from any coarse target.",
+        OURS,
+        "components",
+        BetterInEvery((("iar", "random"), ("iar", "blocks")), "fd"),
+        WHERE_IT_HOLDS + " The blocks of the original order may hold similar codes by the tokenizer's training.",
+    ),
+    Claim(
+        "balanced clusters are better than plain ones",
+        "The clusters should be of equal size: balanced k-means in place of plain k-means.",
+        "the paper's choice of clustering, in our words",
+        "balance",
+        Better("balanced", "fd", than="plain"),
+        WHERE_IT_HOLDS + " One number of clusters. The cluster loss of unequal clusters is another loss, which could "
+        "have another best weight.",
+    ),
+    Claim(
+        "the released number of clusters is best",
+        "As many clusters as codes in a cluster, n = m, are the best number.",
+        RELEASED,
+        "cluster-count",
+        Best("n=32", "fd", among=("n=2", "n=8", "n=64")),
+        WHERE_IT_HOLDS
+        + " The released code has n = 128 clusters of m = 128 codes, N = 16,384. Of 512 codes the same n "
+        "leaves 4 codes to a cluster and the same m makes 4 clusters; what can be kept is n = m, and n = 32 (m = 16) "
+        "is the nearest arm to it. Of 1,024 codes it is n = m itself; of 16,384 (profile paper) no arm is.",
+    ),
+    Claim(
+        "lambda = 1 is best",
+        "The cluster loss is best weighted as the token loss, lambda = 1.",
+        RELEASED,
+        "loss-weight",
+        Best("lambda=1", "fd", among=("lambda=0", "lambda=0.25", "lambda=0.5", "lambda=2", "lambda=4")),
+        WHERE_IT_HOLDS + " Of the weights that were tried; the learning rate was not tuned for each of them.",
+    ),
+    Claim(
+        "half the training time",
+        "Our method reduces the training time by half while achieving the same FID.",
+        "abstract, shortened",
+        "training-time",
+        AsGoodAs("iar-half", "fd", than="baseline"),
+        WHERE_IT_HOLDS
+        + " Time is counted in training steps, each arm a finished training with its own decay. Without a "
+        "margin, a quality that is truly the same stays inconclusive.",
+    ),
+    Claim(
+        "better at every size",
+        "Our method consistently enhances the model training efficiency and performance from 100M to 1.4B.",
+        ABSTRACT,
+        "model-scale",
+        BetterInEvery((("iar-half", "baseline-half"), ("iar", "baseline"), ("iar-double", "baseline-double")), "fd"),
+        WHERE_IT_HOLDS
+        + " Three widths at one depth, one learning rate and one number of steps; from the smallest to the "
+        "largest some eleven times the weights, where the paper has fourteen.",
+    ),
+    Claim(
+        "larger is better",
+        "Our approach adheres to the scaling law.",
+        "abstract, shortened",
+        "model-scale",
+        BetterInEvery((("iar", "iar-half"), ("iar-double", "iar")), "fd"),
+        WHERE_IT_HOLDS + " That each larger model is better is what a scaling law implies, not the law: three sizes at "
+        "one number of steps cannot tell a power law from another falling curve.",
+    ),
+    Claim(
+        "applies to other generators",
+        "Our approach can be applied to various LLM-based visual generation models.",
+        "abstract, shortened",
+        None,
+        NotTested(
+            "one generator is built here, LlamaGen's class-conditional GPT over one grid of tokens; no other "
+            "architecture, order of tokens or condition was tried"
+        ),
+        "Whatever is found of this one generator says nothing about others.",
+    ),
+]

@@ -1,0 +1,231 @@
+"""The tables of a report, as text in cells: what was measured, compared and judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
+from iar_study.study.claims import Verdict
+from iar_study.study.results import Results
+from iar_study.study.statistics import compare_with_baseline, time_to_target
+
+HEADLINE = {
+    "training": ("fd", "val/token_nll"),
+    "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
+}
+"""The metrics that the conclusion speaks of, by kind of study; a family stands for its key."""
+
+COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
+    "training": {
+        "Samples": ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement"),
+        "Predictions on held-out images": (
+            "val/token_nll",
+            "val/token_accuracy",
+            "val/calibration_error",
+            "val/cluster_nll",
+            "val/within_cluster_nll",
+            "val/cluster_accuracy",
+            "val/code_distance_if_wrong",
+        ),
+    },
+    "near-codes": {
+        "Every token replaced by another code of its cluster": tuple(
+            f"same_cluster/{name}" for name in ("psnr", "ssim", "feature_distance", "class_agreement")
+        )
+    },
+}
+"""Title -> metrics of each table that compares every arm with the baseline, by kind of study."""
+
+WRONG_TOKEN, BY_CHANCE = "val/right_cluster_if_wrong", "val/right_cluster_by_chance"
+
+
+def key_of(results: Results, name: str) -> str | None:
+    """Return the key that `name`, a key or a family, has among what was measured; None if it was not."""
+    return find_metric(name, results.final["metric"])
+
+
+def headline(results: Results) -> list[tuple[Metric, str | None]]:
+    """Return the metrics that the conclusion speaks of, each with its key, None where it was not measured."""
+    found = [(name, key_of(results, name)) for name in HEADLINE[results.kind]]
+    return [(metric_named(key or name) if key or name not in FIDELITY else FIDELITY[name], key) for name, key in found]
+
+
+def comparison(results: Results, key: str) -> pd.DataFrame:
+    """Return `compare_with_baseline` of all arms in one metric."""
+    return compare_with_baseline(results.final, key, results.baseline, list(results.arms))
+
+
+def _rows(table: pd.DataFrame) -> dict[Any, pd.Series]:
+    return dict(table.iterrows())
+
+
+def seeds_of(results: Results) -> list[int]:
+    """Return the seeds that were asked for."""
+    return sorted({*results.final["seed"], *results.missing["seed"]})
+
+
+def number(value: float, digits: int, sign: str = "") -> str:
+    """Format with a true minus sign and a dash for what is not a number."""
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    rounded = round(value, digits)
+    return f"{rounded:{sign if rounded else ''},.{digits}f}".replace("-", "\N{MINUS SIGN}" if rounded else "")
+
+
+def interval_text(low: float, high: float, digits: int, sign: str = "") -> tuple[str, int]:
+    """Format [low, high], exact enough that no bound is rounded to the 0 it excludes; return the digits it took."""
+    while (low > 0 or high < 0) and digits < 9 and not (round(low, digits) and round(high, digits)):
+        digits += 1
+    return f"[{number(low, digits, sign)}, {number(high, digits, sign)}]", digits
+
+
+def difference_text(row: pd.Series, digits: int) -> tuple[str, str]:
+    """Format a paired difference and its t interval, the latter empty with fewer than two pairs."""
+    if row["pairs"] < 2:
+        return number(row["difference"], digits, "+"), ""
+    interval, digits = interval_text(row["difference_low"], row["difference_high"], digits, "+")
+    return number(row["difference"], digits, "+"), interval
+
+
+def p_text(p: float) -> str:
+    """Format a p-value.
+
+    >>> p_text(0.0312), p_text(0.0003)
+    ('0.031', '<0.001')
+    """
+    if not math.isfinite(p):
+        return "\N{EN DASH}"
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _mean(row: pd.Series, digits: int) -> str:
+    half = f" ± {number(row['high'] - row['mean'], digits)}" if row["n"] >= 2 else ""
+    return number(row["mean"], digits) + half
+
+
+def _cell(results: Results, row: pd.Series, key: str) -> dict[str, str]:
+    """Return what a table shows of one arm in one metric."""
+    digits, asked = metric_named(key).digits, len(seeds_of(results))
+    notes = [f"{row['n']} of {asked} seed{'s' * (asked != 1)}"] if row["n"] < asked else []
+    notes += [f"{row['not_finite']} not finite"] if row["not_finite"] else []
+    compared = row["finding"] != "baseline" and row["pairs"]
+    difference, interval = difference_text(row, digits) if compared else ("", "")
+    return {
+        "mean": _mean(row, digits),
+        "difference": difference,
+        "interval": interval,
+        # Without it a reader could not see why an interval that excludes 0 is called inconclusive.
+        "p": p_text(row["p_holm"]) if compared and math.isfinite(row["p_holm"]) else "",
+        "finding": row["finding"],
+        "note": ", ".join(notes),
+    }
+
+
+def comparison_tables(results: Results) -> list[dict[str, Any]]:
+    """Return the tables of every arm beside the baseline: title, compared (key, about) and rows of cells."""
+    tables: list[dict[str, Any]] = []
+    for title, names in COMPARED[results.kind].items():
+        keys = [key for name in names if (key := key_of(results, name))]
+        if keys:
+            found = {key: _rows(comparison(results, key)) for key in keys}
+            rows = [
+                {"arm": arm, "cells": [_cell(results, found[key][arm], key) for key in keys]} for arm in results.arms
+            ]
+            compared = [{"key": key, "about": metric_named(key)} for key in keys]
+            tables.append({"title": title, "compared": compared, "rows": rows})
+    return tables
+
+
+def wrong_tokens(results: Results) -> list[dict[str, str]]:
+    """Return how often a wrong token lies in the right cluster, beside chance; empty where it was not measured."""
+    if not {WRONG_TOKEN, BY_CHANCE} <= set(results.final["metric"]):
+        return []
+    table, chance = _rows(comparison(results, WRONG_TOKEN)), comparison(results, BY_CHANCE)["mean"].to_dict()
+    rows = []
+    for arm in results.arms:
+        share, by_chance = table[arm], chance[arm]
+        times = share["mean"] / by_chance if by_chance > 0 else math.nan
+        rows.append(
+            {
+                "arm": arm,
+                **_cell(results, share, WRONG_TOKEN),
+                "chance": number(by_chance, metric_named(BY_CHANCE).digits),
+                "times": number(times, 1),
+            }
+        )
+    return rows
+
+
+def design_tables(results: Results) -> list[dict[str, Any]]:
+    """Return, for each headline metric, what the seeds allow one to say of every arm, and could have shown."""
+    tables = []
+    for metric, key in headline(results):
+        if key is None or len(seeds_of(results)) < 2:
+            continue
+        rows = []
+        for arm, row in comparison(results, key).iterrows():
+            if row["finding"] == "baseline" or row["pairs"] < 2:
+                continue
+            difference, interval = difference_text(row, metric.digits)
+            rows.append(
+                {
+                    "arm": arm,
+                    "difference": difference,
+                    "interval": interval,
+                    "bootstrap": interval_text(row["bootstrap_low"], row["bootstrap_high"], metric.digits, "+")[0],
+                    "p": p_text(row["p"]),
+                    "p_holm": p_text(row["p_holm"]),
+                    "detectable": number(row["detectable"], metric.digits),
+                    "finding": row["finding"],
+                }
+            )
+        if rows:
+            tables.append({"about": metric, "rows": rows})
+    return tables
+
+
+def target_tables(results: Results) -> list[dict[str, Any]]:
+    """Return, for each headline metric with curves, the training tokens until an arm is as good as the baseline."""
+    tables = []
+    for metric, key in headline(results):
+        points = results.curves.loc[results.curves["metric"] == key, "step"].nunique() if key else 0
+        if results.kind != "training" or points < 2:
+            continue
+        rows = []
+        for arm, row in time_to_target(results.curves, str(key), results.baseline, list(results.arms)).iterrows():
+            millions = row[["mean", "low", "high"]] * results.tokens_per_step / 1e6
+            reached = math.isfinite(row["mean"])
+            rows.append(
+                {
+                    "arm": arm,
+                    "tokens": number(millions["mean"], 2) if reached else "not reached",
+                    "interval": interval_text(millions["low"], millions["high"], 2)[0]
+                    if row["n"] > 1 and reached
+                    else "",
+                    "share": f"{row['share']:.0%}" if reached else "",
+                    "reached": f"{row['reached']:.0f} of {row['n']:.0f}",
+                }
+            )
+        tables.append({"about": metric, "points": points, "rows": rows})
+    return tables
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
+    """Return the claims with their verdicts, for a table or a CSV file."""
+    return [
+        {
+            "claim": verdict.claim.name,
+            "sentence": verdict.claim.sentence,
+            "study": verdict.claim.study or "",
+            "verdict": verdict.verdict,
+            "evidence": verdict.evidence,
+            "rule": verdict.claim.rule.text(),
+            "source": verdict.claim.source,
+            "limits": verdict.claim.limits,
+        }
+        for verdict in verdicts
+    ]
