@@ -2,6 +2,12 @@
 
 from iar_study.study import Arm, Study
 
+IAR = {"clustering.strategy": "balanced", "loss.cluster_weight": 1.0}
+COUNTS = {
+    1: "one cluster, whose loss is 0: by theory the baseline again",
+    **{n: f"IAR with {n} clusters" for n in (2, 8, 32, 64)},
+}
+
 study = Study(
     name="cluster-count",
     question="How many clusters are best, between one (no cluster loss) and one per code (the token loss twice)?",
@@ -9,13 +15,13 @@ study = Study(
     baseline="baseline",
     arms=(
         Arm("baseline", "original order, token loss alone"),
-        *(
-            Arm(
-                f"n={n}",
-                f"IAR with {n} clusters",
-                {"clustering.strategy": "balanced", "clustering.n_clusters": n, "loss.cluster_weight": 1.0},
-            )
-            for n in (2, 8, 32, 64)
+        *(Arm(f"n={n}", description, IAR | {"clustering.n_clusters": n}) for n, description in COUNTS.items()),
+        Arm("n=N/4", "IAR with clusters of 4 codes", IAR, {"clustering.n_clusters": (0.25, "tokenizer.codebook_size")}),
+        Arm(
+            "n=N",
+            "a cluster for every code: by theory the token loss twice",
+            IAR | {"clustering.strategy": "blocks"},  # clusters of one code are the same by any strategy
+            {"clustering.n_clusters": (1, "tokenizer.codebook_size")},
         ),
     ),
 )

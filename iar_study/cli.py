@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 from iar_study.errors import InputError
@@ -13,6 +14,7 @@ from iar_study.errors import InputError
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 EXIT_TERMINATED = 143
 
 STOPPED = "iar-study: stopped; the same command goes on from the last checkpoints"
@@ -31,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
-        return arguments.call(arguments)
+        code = arguments.call(arguments)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"iar-study: {error}", file=sys.stderr)
         return EXIT_INPUT
@@ -42,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         if stopped.code == EXIT_TERMINATED:
             print(STOPPED, file=sys.stderr)
         return int(stopped.code or 0)
+    except BrokenPipeError:  # `iar-study list | head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise
@@ -65,16 +72,37 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(call=call)
         return added
 
-    command("list", _list, "List the studies with their questions and arms, and the profiles.", "iar-study list")
+    listing = command(
+        "list",
+        _list,
+        "List the studies with their questions, claims, arms, trials and about how long they take, and the profiles.",
+        "iar-study list --profile full",
+    )
+    listing.add_argument("--profile", default="quick", metavar="P", help="that the times are for (default: quick)")
 
     run = command(
         "run",
         _run,
-        "Run a study: prepare data, tokenizer and clusterings, then train and measure every arm with every seed. "
-        "Finished trials are not run again; interrupted ones go on.",
+        "Run a study, or all: prepare data, tokenizer and clusterings, then train and measure every arm with every "
+        "seed. Finished trials are not run again; interrupted ones go on.",
         "iar-study run cluster-count --profile quick --seeds 0 1 2 --set train.steps=800",
     )
-    _add_study(run)
+    _add_study(run, "a name from `iar-study list`, or all: every study, one after the other")
+    run.add_argument(
+        "--executor",
+        default="processes",
+        metavar="E",
+        help="processes (default): as many trials at once as there are cores or GPUs; here: one after the other, in "
+        "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share",
+    )
+    run.add_argument(
+        "--address", metavar="A", help="of the Ray cluster (default: RAY_ADDRESS, else one on this machine)"
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what is there, what would be made and what is shared; compute, download and write nothing",
+    )
 
     plan = command(
         "plan",
@@ -92,6 +120,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--utilisation", type=float, default=0.4, metavar="U", help="assumed share of the GPU's peak (default: 0.4)"
     )
     plan.add_argument("--json", action="store_true", help="for programs; the names of the numbers end in their units")
+
+    results = command(
+        "results",
+        _results,
+        "Print the means of every arm in every metric, over the finished trials of the study's last run; or write "
+        "them, trial by trial, as a tidy table.",
+        "iar-study results components --csv results.csv",
+    )
+    results.add_argument("study", metavar="STUDY", help="a study that was run here")
+    results.add_argument(
+        "--curves", action="store_true", help="of the tidy table: every metric at every step, in place of the end alone"
+    )
+    form = results.add_mutually_exclusive_group()
+    form.add_argument("--csv", metavar="F", help="write the tidy table; - prints it")
+    form.add_argument("--parquet", metavar="F", help="write it as Parquet")
+
+    cache = command(
+        "cache",
+        _cache,
+        "List what runs/cache and runs/trials hold, what it was made from and which studies use it; explain one "
+        "product; or remove what no study that was run here uses any more.",
+        "iar-study cache --prune --yes",
+    )
+    cache.add_argument("product", nargs="?", metavar="PRODUCT", help="a product's or trial's name, or how it begins")
+    cache.add_argument("--prune", action="store_true", help="say what no study uses, and how large it is")
+    cache.add_argument("--yes", action="store_true", help="with --prune: remove it")
 
     report = command(
         "report",
@@ -220,6 +274,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--rearrangement", metavar="FILE", help="judge this one: a .safetensors, or the authors' .pt with --clusters"
     )
 
+    sync = command(
+        "sync",
+        _sync,
+        "Fill in what MLflow lacks of the studies that were run here, as after its server was down: from the trials' "
+        "own journals, every point once. Exit code 1 if the store cannot be reached.",
+        "iar-study sync",
+    )
+    sync.add_argument("study", nargs="?", metavar="STUDY", help="default: every study that was run here")
+
     ui = command(
         "ui", _ui, "Open the runs in MLflow's web page: starts `mlflow ui` on the right store.", "iar-study ui"
     )
@@ -235,8 +298,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="a name from `iar-study list`")
+def _add_study(parser: argparse.ArgumentParser, names: str = "a name from `iar-study list`") -> None:
+    parser.add_argument("study", metavar="STUDY", help=names)
     parser.add_argument("--profile", default="quick", metavar="P", help="how big and how long (default: quick)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="default: the profile's")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms, and the baseline (default: all)")
@@ -266,39 +329,122 @@ def _add_orders(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from iar_study.study.study import load_profiles, load_studies
+    from iar_study.reporting.listing import registry_text
+    from iar_study.study.estimate import estimate
+    from iar_study.study.study import load_profile, load_profiles, load_studies
     from iar_study.study.workspace import Workspace
 
-    experiments = Workspace.find().experiments
-    for study in load_studies(experiments).values():
-        print(f"{study.name}\n  {study.question}")
-        width = max(len(arm.name) for arm in study.arms)
-        for arm in study.arms:
-            mark = " (baseline)" if arm.name == study.baseline else ""
-            print(f"    {arm.name:<{width}}  {arm.description}{mark}")
-        print()
-    print("profiles")
-    for profile in load_profiles(experiments).values():
-        print(f"    {profile.name:<6}  {profile.description} Seeds {', '.join(map(str, profile.seeds))}.")
+    workspace = Workspace.find()
+    profile = load_profile(workspace.experiments, arguments.profile)
+    profiles = list(load_profiles(workspace.experiments).values())
+    studies = list(load_studies(workspace.experiments).values())
+    print(registry_text(studies, profiles, profile, *estimate(studies, profile, workspace)))
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iar_study.study.study import load_profile, load_study
+    from iar_study.study.study import load_profile, load_studies, load_study
     from iar_study.study.workspace import Workspace
 
-    workspace = Workspace.find()
-    study = load_study(workspace.experiments, arguments.study)
-    profile = load_profile(workspace.experiments, arguments.profile)
-    settings = _settings(arguments)
+    workspace, every = Workspace.find(), arguments.study == "all"
+    if every:
+        studies = list(load_studies(workspace.experiments).values())
+    else:
+        studies = [load_study(workspace.experiments, arguments.study)]
+    profile, settings = load_profile(workspace.experiments, arguments.profile), _settings(arguments)
+    if every:
+        _check_for_all(arguments, profile, settings)
+    if arguments.dry_run:
+        return _dry_run(arguments, studies, profile, settings, workspace)
+    codes = {}
+    for study in studies:
+        try:
+            codes[study.name] = _run_study(arguments, study, profile, settings, workspace)
+        except Exception as error:
+            if not every:
+                raise
+            # The others do not wait for someone to mend this one.
+            if not isinstance(error, InputError | OSError):
+                traceback.print_exc()  # ours to mend
+            print(f"iar-study: study {study.name} failed: {_one_line(error)}", file=sys.stderr)
+            codes[study.name] = EXIT_FAILED
+    failed = [name for name, code in codes.items() if code]
+    if every and _is_first():
+        print(
+            f"all: {len(codes) - len(failed)} of {len(codes)} studies done"
+            + f"; failed: {', '.join(failed)}" * bool(failed)
+        )
+    return EXIT_FAILED if failed else 0
 
+
+def _check_for_all(arguments: argparse.Namespace, profile: Any, settings: dict[str, Any]) -> None:
+    """Raise `InputError` for what fits no study, once."""
+    from iar_study.config import with_settings
+
+    if arguments.arms:
+        raise InputError("--arms is for one study; `iar-study run all` runs every arm of each")
+    with_settings(profile.config, settings)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+def _dry_run(
+    arguments: argparse.Namespace, studies: list[Any], profile: Any, settings: dict[str, Any], workspace: Any
+) -> int:
+    from iar_study.reporting.dry_run import dry_run_text
+    from iar_study.study.dry_run import look
+
+    known: dict[Any, str] = {}
+    found, failed = [], False
+    for study in studies:
+        try:
+            found.append(
+                look(
+                    study,
+                    profile,
+                    workspace,
+                    seeds=arguments.seeds,
+                    arms=arguments.arms,
+                    settings=settings,
+                    known=known,
+                )
+            )
+        except InputError as error:
+            if len(studies) == 1:
+                raise
+            print(f"iar-study: study {study.name}: {error}", file=sys.stderr)
+            failed = True
+    if found and _is_first():
+        print(dry_run_text(found))
+    return EXIT_FAILED if failed else 0
+
+
+def _run_study(
+    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
+) -> int:
     from iar_study.study.display import Display
     from iar_study.study.runner import run_study
 
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    first = _is_first()
     with Display(quiet=not first) as display:
         outcome = run_study(
-            study, profile, workspace, display, seeds=arguments.seeds, arms=arguments.arms, settings=settings
+            study,
+            profile,
+            workspace,
+            display,
+            seeds=arguments.seeds,
+            arms=arguments.arms,
+            settings=settings,
+            executor=arguments.executor,
+            address=arguments.address,
         )
     if first:
         print(
@@ -343,6 +489,48 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.image_size is not None:
         settings["data.image_size"] = arguments.image_size
     return settings
+
+
+def _results(arguments: argparse.Namespace) -> int:
+    from iar_study.study.workspace import Workspace
+
+    workspace, path = Workspace.find(), arguments.csv or arguments.parquet
+    if arguments.curves and not path:
+        raise InputError("--curves is for a tidy table: give --csv F or --parquet F too")
+
+    from iar_study.reporting.results import export_results, results_text
+    from iar_study.study.results import load_results
+
+    results = load_results(workspace, arguments.study)
+    if not path:
+        print(results_text(results))
+        return 0
+    rows = export_results(results, path, "csv" if arguments.csv else "parquet", curves=arguments.curves)
+    if path != "-":
+        print(f"{path}: {rows:,} rows")
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from iar_study.reporting.cache import cache_text, counted, product_text, unused_text
+    from iar_study.study.cache import find_product, list_cache, prune, unused
+    from iar_study.study.workspace import Workspace
+
+    workspace = Workspace.find()
+    if arguments.yes and not arguments.prune:
+        raise InputError("--yes goes with --prune")
+    if arguments.prune and arguments.product:
+        raise InputError("--prune removes what no study uses; it takes no name")
+    products = list_cache(workspace)
+    if arguments.prune:
+        print(unused_text(unused(products)))
+        if arguments.yes:
+            print(f"removed: {counted(prune(workspace))}", flush=True)
+    elif arguments.product:
+        print(product_text(find_product(products, arguments.product), products))
+    else:
+        print(cache_text(products))
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -519,6 +707,19 @@ def table(facts: Any) -> str:
     return "\n".join(
         f"  {name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}" for name, value in facts.items()
     )
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    from iar_study.study.tracking import StoreError, fill_in
+    from iar_study.study.workspace import Workspace
+
+    try:
+        filled = fill_in(Workspace.find(), arguments.study)
+    except StoreError as error:
+        print(f"iar-study: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{', '.join(filled.studies) or 'no study'}: {filled.runs} trials and {filled.points} points added to MLflow")
+    return 0
 
 
 def _ui(arguments: argparse.Namespace) -> int:

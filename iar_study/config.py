@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -19,6 +20,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0)]
+Cycle = Annotated[int, Field(ge=20)]
+"""Steps of a one-cycle learning rate, which needs some to rise in."""
+Order = Literal["none", "chain", "spectral", "path"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TokenizerConfig:
     code_dim: Count = 8
     channels: Count = 32
     patch: Annotated[int, Field(ge=2)] = 4
-    steps: Count = 2000
+    steps: Cycle = 2000
     batch_size: Count = 32
     lr: Positive = 6e-3
     commitment: NonNegative = 0.5
@@ -53,7 +57,7 @@ class ClassifierConfig:
     """The small classifier of the study's own images, in whose features samples are measured by default."""
 
     channels: Count = 32
-    steps: Count = 1500
+    steps: Cycle = 1500
     batch_size: Count = 64
     lr: Positive = 4e-3
     seed: Seed = 0
@@ -68,6 +72,10 @@ class ClusteringConfig:
     ] = "none"
     n_clusters: Count = 32
     seed: Seed = 0
+    within: Order = "none"
+    """Order of the codes inside a cluster: no loss sees it."""
+    between: Order = "none"
+    """Order of the clusters, by their centroids: only clusters of clusters see it."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,24 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class LossConfig:
-    """L = L_TCE + cluster_weight * L_CCE."""
+    """L = token_weight * L_TCE + cluster_weight * L_CCE; what follows these two are variants of it."""
 
     cluster_weight: NonNegative = 0.0
     """The paper's lambda; 0 is the baseline's loss."""
+    token_weight: NonNegative = 1.0
+    """0 leaves the cluster loss alone."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """How the weight of the cluster loss goes from `first_weight`, in the first step, to `cluster_weight`, in the last:
+    not at all, in a line, in half a wave, or by a jump half-way."""
+    first_weight: NonNegative = 0.0
+    smoothing: Share = 0.0
+    """Share of every target that L_TCE moves to other codes (label smoothing); what is measured has none of it."""
+    smoothing_over: Literal["all", "cluster", "similar"] = "all"
+    """To which codes: all, those of the target's own cluster, or the 12 most similar ones, by their cosine."""
+    coarse_weight: NonNegative = 0.0
+    """Weight of one more cluster loss, over clusters of clusters."""
+    coarse_clusters: Count = 4
+    """How many of these; each is made of equally many clusters that follow each other in the order `between`."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,9 @@ class ParallelConfig:
 NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
 """Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
 
+VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
+"""Settings that tell trials apart only where they are not these: IAR's own loss is the same with and without them."""
+
 
 @dataclass(frozen=True)
 class TrialConfig:
@@ -211,13 +236,14 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
         if section.name == "seed":
             flat["seed"] = value
         else:
-            flat |= {f"{section.name}.{key}": item for key, item in asdict(value).items()}
+            flat |= {f"{section.name}.{key}": item for key, item in vars(value).items()}
     return flat
 
 
 def identity(config: TrialConfig) -> dict[str, Any]:
     """Return the dotted keys that tell a trial from another one on the same inputs."""
     kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
+    kept = {key: value for key, value in kept.items() if key not in VARIANTS or value != VARIANTS[key]}
     # There is one file of weights for `inception`; where it lies does not matter.
     return kept | {"evaluation.extractor": config.evaluation.extractor.partition(":")[0]}
 
@@ -250,7 +276,13 @@ def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConf
 def from_dict(values: Mapping[str, Any]) -> TrialConfig:
     """Return the validated config of nested `values` (as `dataclasses.asdict` gives them)."""
     try:
-        return TypeAdapter(TrialConfig).validate_python(values)
+        return _adapter().validate_python(values)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise InputError(f"setting does not fit: {'; '.join(problems)}") from error
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[TrialConfig]:
+    """Build what validates once: it takes longer than all else in `iar-study list`."""
+    return TypeAdapter(TrialConfig)

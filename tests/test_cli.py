@@ -15,6 +15,7 @@ from iar_study.codebook.rearrangement import load_rearrangement
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.storage import load_arrays
 from iar_study.study.plan import GPUS
+from iar_study.study.study import load_studies
 from tests.study.conftest import make_workspace
 
 
@@ -41,6 +42,15 @@ def workspace(tmp_path, monkeypatch):
         (["plan", "components", "--gpu", "H10"], "unknown GPU 'H10'; did you mean 'H100'?"),
         (["plan", "components", "--set", "model=X"], "unknown model 'X'; did you mean 'XL'?"),
         (["pack", "nowhere_codes", "-o", "codes"], "nowhere_codes"),
+        (["run", "all", "--set", "train.lrr=1"], "unknown setting 'train.lrr'; did you mean 'train.lr'?"),
+        (["run", "all", "--arms", "iar"], "--arms is for one study"),
+        (["run", "component", "--dry-run"], "unknown study 'component'; did you mean 'components'?"),
+        (["run", "components", "--dry-run", "--profile", "smoke", "--set", "tokenizer.patch=3"], "patch"),
+        (["list", "--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'?"),
+        (["results", "components"], "no results of study 'components'"),
+        (["results", "components", "--curves"], "--curves is for a tidy table"),
+        (["cache", "tokenizer-0"], "begins the name of 0 products"),
+        (["cache", "--yes"], "--yes goes with --prune"),
         (["report"], "no study was run here yet"),
         (["report", "components"], "no results of study 'components'"),
         (["ui"], "no runs yet"),
@@ -185,21 +195,67 @@ def test_bad_input_about_a_codebook_is_one_line_and_exit_code_2(codebook, capsys
     assert not list(codebook.parent.glob("x.*"))
 
 
-def test_list_shows_every_study_and_profile(workspace, capsys):
-    assert main(["list"]) == 0
+def test_list_shows_every_study_with_claim_trials_and_time_and_every_profile(workspace, capsys):
+    assert main(["list", "--profile", "smoke"]) == 0
     shown = capsys.readouterr().out
-    for word in (
-        "components",
-        "cluster-count",
-        "balance",
-        "loss-weight",
-        "smoke",
-        "quick",
-        "full",
-        "paper",
-        "(baseline)",
-    ):
-        assert word in shown
+    studies = load_studies(workspace.experiments)
+    for study in studies.values():
+        assert f"\n{study.name}\n  {study.question}\n" in f"\n{shown}"
+        assert study.claim.split()[0] in shown
+        assert all(f"    {arm.name}" in shown for arm in study.arms)
+    assert shown.count("(baseline)") == len(studies)
+    assert shown.count("  at smoke: ") == len(studies)
+    for word in ("10 trials, about", "minutes: no GPT is trained", "assumed, not measured", "full", "paper"):
+        assert word in " ".join(shown.split())
+
+
+TWO_STUDIES = """
+from iar_study.study import Arm, Study
+
+study = Study(
+    "{name}", "?", "!", "baseline",
+    (Arm("baseline", ""), Arm("{arm}", "", {{"clustering.strategy": "balanced", "clustering.n_clusters": {clusters}}})),
+)
+"""
+TINY = ["tokenizer.steps=20", "classifier.steps=20", "train.steps=6", "evaluation.samples=20", "evaluation.images=20"]
+
+
+@pytest.fixture
+def three_studies(workspace, monkeypatch):
+    """A registry of three small studies, of which the second asks for what does not fit."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for path in workspace.experiments.glob("*.py"):
+        if path.name != "profiles.py":
+            path.unlink()
+    for name, arm, clusters in (("a", "same", 8), ("b", "unfit", 7), ("c", "equal", 8)):
+        (workspace.experiments / f"{name}.py").write_text(TWO_STUDIES.format(name=name, arm=arm, clusters=clusters))
+    return workspace
+
+
+def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(three_studies, capsys):
+    given = ["run", "all", "--profile", "smoke", "--seeds", "0", "--set", *TINY]
+    before = {str(path): path.stat().st_mtime_ns for path in three_studies.root.rglob("*.py")}
+    assert main([*given, "--dry-run"]) == 1
+    shown = capsys.readouterr()
+    assert "c at smoke" in shown.out
+    assert "= a: same" in shown.out
+    assert "study b: equal clusters: clustering.n_clusters = 7 does not divide" in shown.err
+    assert {str(path): path.stat().st_mtime_ns for path in three_studies.root.rglob("*.*")} == before
+
+    assert main(given) == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "a: 2 trials run, 0 found finished, 0 failed",
+        "c: 0 trials run, 2 found finished, 0 failed",
+        "all: 2 of 3 studies done; failed: b",
+    ]
+    assert "iar-study: study b failed: equal clusters: clustering.n_clusters = 7" in shown.err
+    assert "Traceback" not in shown.err
+    (three_studies.experiments / "b.py").unlink()
+    assert main(given) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all: 2 of 2 studies done"
+    assert main([*given, "--dry-run"]) == 0
+    assert "all 2 studies: 2 trials: 2 finished; 2 more are the same as others" in capsys.readouterr().out
 
 
 def test_doctor_finds_this_environment_fit(workspace, capsys):
@@ -218,7 +274,8 @@ def test_doctor_says_what_does_not_fit(workspace, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "run", "plan", "report", "rearrange", "inspect", "encode", "pack", "ui", "doctor"]
+    "command",
+    ["list", "run", "plan", "report", "results", "cache", "rearrange", "inspect", "encode", "pack", "ui", "doctor"],
 )
 def test_help_gives_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -234,9 +291,10 @@ def test_help_names_every_strategy_and_order(capsys):
     assert {*STRATEGIES, *ORDERINGS} <= set(shown)
 
 
-def test_help_and_list_do_not_load_torch_or_mlflow(workspace):
+def test_help_and_list_import_nothing_that_takes_long(workspace):
     script = (
         "import sys; from iar_study.cli import main; main(['list']);"
-        "sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+        "sys.exit(' '.join({'torch', 'mlflow', 'pandas', 'numpy', 'sklearn'} & set(sys.modules)) or None)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from iar_study.config import TrialConfig, flatten, from_dict, with_settings
+from iar_study.config import LossConfig, TrialConfig, flatten, from_dict, identity, with_settings
 from iar_study.errors import InputError
 
 
@@ -31,8 +31,39 @@ def test_text_is_parsed():
         ("clustering.strategy", "ballanced", "'balanced'"),
         ("model.dropout", "1.0", "less than 1"),
         ("seed", "-1", "greater than or equal to 0"),
+        ("clustering.within", "chian", "'chain'"),
+        ("loss.schedule", "cosinus", "'cosine'"),
+        ("loss.smoothing", "1", "less than 1"),
+        ("loss.token_weight", "-1", "greater than or equal to 0"),
+        ("loss.smoothing_over", "none", "'similar'"),
     ],
 )
 def test_what_does_not_fit_is_refused(key, value, message):
     with pytest.raises(InputError, match=message):
         with_settings(TrialConfig(), {key: value})
+
+
+VARIED = {
+    "loss.cluster_weight": 1.0,
+    "loss.token_weight": 0.0,
+    "loss.schedule": "linear",
+    "loss.first_weight": 1.0,
+    "loss.smoothing": 0.1,
+    "loss.smoothing_over": "cluster",
+    "loss.coarse_weight": 1.0,
+    "loss.coarse_clusters": 2,
+}
+
+
+def test_a_changed_variant_of_the_loss_is_another_trial():
+    assert VARIED.keys() == {f"loss.{key}" for key in asdict(LossConfig())}
+    found = [identity(TrialConfig()), *(identity(with_settings(TrialConfig(), {key: VARIED[key]})) for key in VARIED)]
+    for i, one in enumerate(found):
+        assert one not in found[:i]
+
+
+def test_trials_from_before_there_were_variants_keep_their_identity():
+    """Of the loss only the weight is named, at any value; and a variant that is set to its default is none."""
+    for config in (TrialConfig(), with_settings(TrialConfig(), {"loss.cluster_weight": 1.0, "loss.smoothing": 0.0})):
+        named = {key: value for key, value in identity(config).items() if key.startswith("loss.")}
+        assert named == {"loss.cluster_weight": config.loss.cluster_weight}

@@ -9,14 +9,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from iar_study.errors import InputError
-from iar_study.storage import digest, load_arrays, read_json, replacing, save_arrays, write_json, write_text
+from iar_study.storage import (
+    digest,
+    load_arrays,
+    load_metadata,
+    read_json,
+    replacing,
+    save_arrays,
+    write_json,
+    write_text,
+)
 
 
 def test_arrays_and_metadata_come_back(tmp_path):
     saved = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.ones(2, np.float32)[::-1]}
     save_arrays(tmp_path / "x.safetensors", saved, {"k": {"n": [1, 0.1]}})
     arrays_, metadata = load_arrays(tmp_path / "x.safetensors")
-    assert metadata == {"k": {"n": [1, 0.1]}}
+    assert metadata == load_metadata(tmp_path / "x.safetensors") == {"k": {"n": [1, 0.1]}}
     for name, array in saved.items():
         np.testing.assert_array_equal(arrays_[name], array)
         assert arrays_[name].dtype == array.dtype
@@ -47,8 +56,9 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     path = tmp_path / "x.safetensors"
     save_arrays(path, {"a": np.arange(100)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"x\.safetensors is damaged"):
-        load_arrays(path)
+    for load in (load_arrays, load_metadata):
+        with pytest.raises(InputError, match=r"x\.safetensors is damaged"):
+            load(path)
 
 
 def test_json_goes_there_and_back_and_damage_is_named(tmp_path):

@@ -77,8 +77,7 @@ def read_fashion_mnist(folder: Path) -> dict[str, np.ndarray]:
     The files are read from `folder` or the system's folder; those in neither are fetched into `folder`. Raises
     `InputError` when a file is damaged, or missing and not to be had.
     """
-    missing = [source for source in SOURCES.values() if not os.path.exists(_find(source, folder))]
-    if missing:
+    if missing := missing_from(folder):
         _fetch(missing, folder)
     arrays = {}
     for part, source in SOURCES.items():
@@ -91,6 +90,11 @@ def read_fashion_mnist(folder: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} cannot be read ({error.strerror}); mend that and run again") from error
         arrays[part] = array.astype(np.int64) if array.ndim == 1 else array[..., None].copy()
     return arrays
+
+
+def missing_from(folder: Path) -> list[Source]:
+    """Return the files that are neither in `folder` nor in the system's folder, and are to be fetched."""
+    return [source for source in SOURCES.values() if not os.path.exists(_find(source, folder))]
 
 
 def _find(source: Source, folder: Path) -> Path:

@@ -57,8 +57,7 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
     Raises `InputError` when the folder is not of that form or a picture cannot be read.
     """
     root, train, test, names = list_folder(root)
-    listing = [split.listing(root) for split in (train, test)]
-    kept = cache / f"{digest(DECODING, PIL.__version__, str(root), size, listing)}.safetensors"
+    kept = _kept(root, train, test, size, cache)
     arrays = _load_kept(kept)
     if arrays is None:
         decoded = _decode([p.path for split in (train, test) for p in split.pictures], size)
@@ -69,6 +68,17 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
         except InputError as error:
             print(f"the decoded pictures are not kept for the next time: {error}", file=sys.stderr)
     return arrays, names
+
+
+def is_decoded(root: Path, size: int, cache: Path) -> bool:
+    """Whether `read_folder` was called before and kept what it decoded. Raises `InputError` as `list_folder`."""
+    root, train, test, _ = list_folder(root)
+    return _kept(root, train, test, size, cache).exists()
+
+
+def _kept(root: Path, train: Split, test: Split, size: int, cache: Path) -> Path:
+    listing = [split.listing(root) for split in (train, test)]
+    return cache / f"{digest(DECODING, PIL.__version__, str(root), size, listing)}.safetensors"
 
 
 def list_folder(root: Path) -> tuple[Path, Split, Split, tuple[str, ...]]:

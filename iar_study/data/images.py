@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from iar_study.config import DataConfig
-from iar_study.data.fashion_mnist import CLASS_NAMES, read_fashion_mnist
-from iar_study.data.folder import read_folder
+from iar_study.data.fashion_mnist import CLASS_NAMES, missing_from, read_fashion_mnist
+from iar_study.data.folder import is_decoded, read_folder
 from iar_study.errors import InputError, nearest
 from iar_study.storage import digest
 
@@ -87,6 +87,20 @@ def load_images(config: DataConfig) -> Images:
         return Images(config.name, **parts, class_names=class_names)
     known = ["digits", "fashion-mnist", "folder:PATH", "codes:PATH"]
     raise InputError(f"no data named {config.name!r}; {nearest(config.name, known)}")
+
+
+def absent(config: DataConfig) -> str:
+    """Say what `load_images` would fetch or decode first; "" where the images are at hand.
+
+    Raises `InputError` for a folder that is not of the form of images.
+    """
+    kind, _, path = config.name.partition(":")
+    if config.name == "fashion-mnist" and missing_from(data_folder() / "fashion-mnist"):
+        return "Fashion-MNIST is to be fetched"
+    if kind == "folder" and path:
+        root, size = Path(path).expanduser(), config.image_size or 32
+        return "" if is_decoded(root, size, data_folder() / "folders") else f"the pictures of {path} are to be decoded"
+    return ""
 
 
 def _check_size(config: DataConfig, native: int) -> None:

@@ -94,7 +94,7 @@ _PREDICTIONS: dict[str, Metric] = {
         "what that share would be if a wrong token were any other code with equal chance",
     ),
     "code_distance_if_wrong": Metric(
-        "code distance if token wrong",
+        "distance of wrong code",
         "lower",
         4,
         "among wrong tokens, the mean distance between predicted and true code, where the mean distance between two "
@@ -107,7 +107,12 @@ METRICS: dict[str, Metric] = {
     "val/own_cluster_nll": Metric(
         "own cluster NLL", None, 4, "L_CCE over the clusters the arm trained with; not comparable between arms"
     ),
-    "train/loss": Metric("training loss", None, 4, "L_TCE + lambda * L_CCE, mean since the last point"),
+    "train/loss": Metric(
+        "training loss",
+        None,
+        4,
+        "what is minimised: L_TCE + lambda * L_CCE or the arm's variant; mean since the last point",
+    ),
     **{
         f"train/{name}": replace(
             metric, label=f"training {metric.label}", meaning=f"of the last batch: {metric.meaning}"

@@ -221,7 +221,7 @@ def comparison(results: Results, metric: str) -> Figure:
         axes.annotate(
             beside, (1, y), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8.5, color=INK
         )
-    axes.set_yticks(range(len(others)), [fill(plain(arm), 20) for arm in others], fontsize=9)
+    axes.set_yticks(range(len(others)), [plain(fill(arm, 20)) for arm in others], fontsize=9)
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.margins(x=0.06)
     # Small differences have long labels, and room for few of them.
@@ -321,11 +321,13 @@ def reconstructions(results: Results) -> Figure:
 def by_position(results: Results, metric: str) -> Figure:
     """Draw a metric by position in the image: the baseline's mean over seeds, then every arm's difference from it."""
     label, name = metric_named(metric).label, metric.partition("/")[2]
-    means = {arm: each[name].mean(0) for arm, each in results.positions.items() if name in each}
-    if results.baseline not in means:
+    planes = {arm: results.positions[arm][name] for arm in results.arms if name in results.positions.get(arm, {})}
+    if results.baseline not in planes:
         raise InputError(f"study {results.study!r} has no {metric!r} by position of its baseline {results.baseline!r}")
-    reference = means[results.baseline]
-    others = {arm: means[arm] - reference for arm in results.arms if arm in means and arm != results.baseline}
+    reference = planes.pop(results.baseline)
+    # Paired by seed: over the seeds that both have.
+    paired = {arm: each - reference for arm, each in planes.items()}
+    others = {arm: _mean_of_seeds(each) for arm, each in paired.items() if np.isfinite(each).any()}
     largest = max((np.abs(each).max() for each in others.values()), default=0) or 1e-12
     across = min(3, 1 + len(others))
     down = -(-(1 + len(others)) // across)
@@ -335,7 +337,7 @@ def by_position(results: Results, metric: str) -> Figure:
         axes.set_axis_off()
     first, *places = grid.flat
     looks: list[tuple[Axes, str, np.ndarray, dict[str, Any]]] = [
-        (first, f"{results.baseline}", reference, {"cmap": "cividis"}),
+        (first, f"{results.baseline}", _mean_of_seeds(reference), {"cmap": "cividis"}),
         *(
             (axes, f"{arm}: difference", each, {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})
             for axes, (arm, each) in zip(places, others.items(), strict=False)
@@ -343,10 +345,15 @@ def by_position(results: Results, metric: str) -> Figure:
     ]
     for axes, title, values, look in looks:
         image = axes.imshow(values, interpolation="nearest", **look)
-        axes.set_title(fill(plain(title), 24), fontsize=8.5, color=INK, loc="left")
+        axes.set_title(plain(fill(title, 24)), fontsize=8.5, color=INK, loc="left")
         bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=14, pad=0.04)
         bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
         bar.ax.xaxis.set_major_locator(MaxNLocator(3))
         bar.outline.set_visible(False)
     figure.suptitle(f"{label} by position", x=0.01, ha="left", fontsize=10.5, weight="bold", color=INK)
     return figure
+
+
+def _mean_of_seeds(planes: np.ndarray) -> np.ndarray:
+    """Return the mean, (grid, grid), of the planes (seeds, grid, grid) that are no NaN."""
+    return planes[np.isfinite(planes).all(axis=(1, 2))].mean(axis=0)

@@ -30,6 +30,9 @@ from iar_study.reporting.figures import (
 from iar_study.study.results import Results
 from iar_study.study.statistics import mean_interval, values_by_seed
 
+LINE = 0.18
+"""Height of a line of a legend, in inches."""
+
 COLUMN = 90
 """Pixels that a column of pictures is wide at least: room for the longest word above it."""
 
@@ -88,6 +91,7 @@ def distance_curves(results: Results, metric_name: str, paper_rank: int | None =
     unit = " (dB)" if metric_name == "psnr" else ""
     add_titles(axes, f"{LIKENESS[metric_name].label}{unit} by code distance", note)
     columns = 2 if max(len(str(line.get_label())) for line in lines) <= 30 else 1
+    figure.set_figheight(2.7 + LINE * math.ceil(len(lines) / columns))
     figure.legend(
         handles=lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=2.4
     )
@@ -104,7 +108,8 @@ def _levels(results: Results, metric_name: str) -> list[tuple[str, float, dict[s
         (f"same cluster: {plain(arm)}", same_cluster[arm].mean(), {"color": colors[arm], **styles[arm]}) for arm in arms
     ]
     own_error = values_by_seed(results.final, f"tokenizer/{metric_name}", arms).mean(axis="columns").mean()
-    levels.append(("the tokenizer's own error", own_error, {"color": INK, "linestyle": (0, (6, 2))}))
+    look: dict[str, Any] = {"color": FAINT, "linestyle": (0, (5, 1.5, 1, 1.5))}
+    levels.append(("the tokenizer's own error", own_error, look))
     return [level for level in levels if np.isfinite(level[1])]
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
+from textwrap import wrap
 
 from iar_study.errors import listed
 from iar_study.study.plan import GPUS, Plan, plural, short
+
+HEAD = 18
+"""Characters of a column's head, which goes on in the next line."""
 
 
 def plan_text(plan: Plan) -> str:
@@ -67,8 +72,9 @@ def _table(plan: Plan) -> list[str]:
     """Return a column for each kind of trial, and one for all trials."""
     kinds, works = plan.kinds, [*(kind.each for kind in plan.kinds), plan.total]
     names = ["each trial"] if len(kinds) == 1 else [f"each of {listed(kind.arms)}" for kind in kinds]
+    heads = [wrap(name, HEAD, break_on_hyphens=False) for name in ("", *names, f"all {plan.trials} trials")]
     rows = [
-        ["", *names, f"all {plan.trials} trials"],
+        *zip_longest(*heads, fillvalue=""),
         ["  weights", *(short(kind.parameters) for kind in kinds)],
         ["  layers, heads, width", *(f"{kind.layers}, {kind.heads}, {kind.width}" for kind in kinds)],
         ["  tokens trained on", *(short(work.tokens) for work in works)],

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import LIKENESS, metric_named
+from iar_study.evaluation.metrics import LIKENESS, REPLACED, metric_named
 from iar_study.evaluation.near_codes import paper_rank
 from iar_study.reporting import figures, near_codes
 from iar_study.reporting.tables import (
@@ -50,6 +50,7 @@ from iar_study.study.results import Results
 
 DIFFERENCES_DRAWN = {
     "training": ("fd", "val/token_nll", "class_agreement", "val/cluster_accuracy"),
+    "sampling": ("fd", "recall", "class_agreement"),
     "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
 }
 CURVES_DRAWN = (
@@ -167,12 +168,10 @@ def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]
         )
         drawing = figures.quality_over_training(results, quality)
         found["curves"].append((_file("quality", quality), drawing, alt, caption))
-    if results.positions:
+    if BY_POSITION.partition("/")[2] in results.positions.get(results.baseline, {}):
         alt = f"{metric_named(BY_POSITION).label} by position in the image, and each arm's difference from it."
-        caption = (
-            f"Mean over seeds, by position of the token in the image; the other pictures show arm minus "
-            f"{results.baseline}, all on one scale."
-        )
+        caption = "Mean over seeds, by position of the token in the image"
+        caption += f"; the other pictures show arm minus {results.baseline}, all on one scale." if others else "."
         found["positions"].append(("positions.png", figures.by_position(results, BY_POSITION), alt, caption))
     for name in LIKENESS if results.kind == "near-codes" else ():
         label = metric_named(f"near/{name}").label
@@ -218,6 +217,8 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     tables, wrong = comparison_tables(results), wrong_tokens(results)
     shown = [entry["key"] for table in tables for entry in table["compared"]]
     shown += [WRONG_TOKEN, BY_CHANCE] if wrong else []
+    if results.kind == "near-codes":
+        shown += [key for kind in REPLACED for name in LIKENESS if (key := f"{kind}/{name}") not in shown]
     shown += [
         metric for metric in dict(CURVES_DRAWN) if metric in set(results.curves["metric"]) and metric not in shown
     ]
@@ -228,7 +229,7 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
         "verdicts": verdict_rows(verdicts),
         "tables": tables,
-        "metrics_compared": sum(len(table["compared"]) for table in tables) + bool(wrong),
+        "metrics_compared": (sum(len(table["compared"]) for table in tables) + bool(wrong)) * (len(results.arms) > 1),
         "wrong": wrong,
         "designs": design_tables(results),
         "targets": target_tables(results),
@@ -326,15 +327,20 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         head = _Head()
         head.feed(page.read_text(encoding="utf-8"))
         if head.meta.get("generator") == GENERATOR:
-            meta = {key: head.meta.get(key, "") for key in ("study", "question", "description")}
+            meta = {key: head.meta.get(key, "") for key in ("question", "description")}
             link = f"{quote(page.parent.name)}/index.html"
             found.append({"link": link, "name": page.parent.name, **meta})
             if (page.parent / "verdicts.csv").exists():
                 rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
-                judged |= {row["claim"]: {**row, "link": link} for row in rows.to_dict("records")}
-    verdicts = [
-        {"link": "", **verdict, **judged.get(verdict["claim"], {})} for verdict in verdict_rows(judge_all(claims, []))
-    ]
+                # A copy of a report under another name is no study's.
+                own = rows[rows["study"] == page.parent.name].to_dict("records")
+                judged |= {row["claim"]: {**row, "link": link} for row in own}
+    names = {report["name"] for report in found}
+    verdicts = []
+    for row in verdict_rows(judge_all(claims, [])):
+        if row["study"] in names and row["claim"] not in judged:
+            row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
+        verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
     path = folder / "index.html"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, _templates().get_template("index.html").render(reports=found, verdicts=verdicts))

@@ -11,17 +11,20 @@ import pandas as pd
 from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
 from iar_study.study.claims import Verdict
 from iar_study.study.results import Results
-from iar_study.study.statistics import compare_with_baseline, time_to_target
+from iar_study.study.statistics import compare_with_baseline, p_text, time_to_target
+
+SAMPLES = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
 
 HEADLINE = {
     "training": ("fd", "val/token_nll"),
+    "sampling": ("fd", "class_agreement"),
     "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
 }
 """The metrics that the conclusion speaks of, by kind of study; a family stands for its key."""
 
 COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     "training": {
-        "Samples": ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement"),
+        "Samples": SAMPLES,
         "Predictions on held-out images": (
             "val/token_nll",
             "val/token_accuracy",
@@ -32,6 +35,7 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
             "val/code_distance_if_wrong",
         ),
     },
+    "sampling": {"Samples": SAMPLES},
     "near-codes": {
         "Every token replaced by another code of its cluster": tuple(
             f"same_cluster/{name}" for name in ("psnr", "ssim", "feature_distance", "class_agreement")
@@ -89,17 +93,6 @@ def difference_text(row: pd.Series, digits: int) -> tuple[str, str]:
         return number(row["difference"], digits, "+"), ""
     interval, digits = interval_text(row["difference_low"], row["difference_high"], digits, "+")
     return number(row["difference"], digits, "+"), interval
-
-
-def p_text(p: float) -> str:
-    """Format a p-value.
-
-    >>> p_text(0.0312), p_text(0.0003)
-    ('0.031', '<0.001')
-    """
-    if not math.isfinite(p):
-        return "\N{EN DASH}"
-    return "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _mean(row: pd.Series, digits: int) -> str:
@@ -191,26 +184,29 @@ def design_tables(results: Results) -> list[dict[str, Any]]:
 def target_tables(results: Results) -> list[dict[str, Any]]:
     """Return, for each headline metric with curves, the training tokens until an arm is as good as the baseline."""
     tables = []
+    missing = results.missing
+    # Where the baseline did not come to its end, there is no value at its end to reach.
+    ended = ~results.curves["seed"].isin(missing.loc[missing["arm"] == results.baseline, "seed"])
     for metric, key in headline(results):
-        points = results.curves.loc[results.curves["metric"] == key, "step"].nunique() if key else 0
-        if results.kind != "training" or points < 2:
+        curves = results.curves[(results.curves["metric"] == key) & ended]
+        if results.kind != "training" or key is None or curves["step"].nunique() < 2:
             continue
+        asked = len(seeds_of(results))
         rows = []
-        for arm, row in time_to_target(results.curves, str(key), results.baseline, list(results.arms)).iterrows():
+        for arm, row in time_to_target(curves, key, results.baseline, list(results.arms)).iterrows():
             millions = row[["mean", "low", "high"]] * results.tokens_per_step / 1e6
             reached = math.isfinite(row["mean"])
+            interval = interval_text(max(millions["low"], 0.0), millions["high"], 2)[0] if reached else ""
             rows.append(
                 {
                     "arm": arm,
-                    "tokens": number(millions["mean"], 2) if reached else "not reached",
-                    "interval": interval_text(millions["low"], millions["high"], 2)[0]
-                    if row["n"] > 1 and reached
-                    else "",
+                    "tokens": number(millions["mean"], 2) if reached or not row["n"] else "not reached",
+                    "interval": interval if row["n"] > 1 else "",
                     "share": f"{row['share']:.0%}" if reached else "",
-                    "reached": f"{row['reached']:.0f} of {row['n']:.0f}",
+                    "reached": f"{row['reached']:.0f} of {asked}" if row["n"] else "",
                 }
             )
-        tables.append({"about": metric, "points": points, "rows": rows})
+        tables.append({"about": metric, "points": curves["step"].nunique(), "rows": rows})
     return tables
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import find_metric, metric_named
 from iar_study.study.results import Results
-from iar_study.study.statistics import ALPHA, called, compare_with_baseline, holm, paired_test, values_by_seed
+from iar_study.study.statistics import ALPHA, called, compare_with_baseline, holm, p_text, paired_test, values_by_seed
 from iar_study.study.study import run_file
 
 Answer = Literal["supported", "contradicted", "inconclusive", "not tested"]
@@ -306,7 +306,7 @@ def _pair(results: Results, metric: str, arm: str, than: str, family: Sequence[s
     table = compare_with_baseline(results.final, key, than, arms)
     row = cast(pd.Series, table.loc[arm])
     tested = int(table["p"].notna().sum())
-    corrected = f" ({row['p_holm']:.2g} by Holm over {tested} arms)" if tested > 1 and row["p"] >= 0 else ""
+    corrected = f" ({p_text(row['p_holm'])} by Holm over {tested} arms)" if tested > 1 and row["p"] >= 0 else ""
     told = f"{arm} minus {than} in {metric_named(key).label}: {_told(results, row, [arm, than])}{corrected}"
     return row, f"{told}: {row['finding']}"
 
@@ -320,8 +320,12 @@ def _told(results: Results, found: Mapping[Any, Any] | pd.Series, arms: Sequence
     interval = ""
     if pairs > 1:
         interval = f" [{_shown(found['difference_low'], '+')}, {_shown(found['difference_high'], '+')}]"
-    p = f", p = {found['p']:.2g}" if found["p"] >= 0 else ""
+    p = f", p {_relation(p_text(found['p']))}" if found["p"] >= 0 else ""
     return f"{_shown(found['difference'], '+')}{interval}, {pairs} seed{'' if pairs == 1 else 's'}{without}{p}"
+
+
+def _relation(p: str) -> str:
+    return f"< {p[1:]}" if p.startswith("<") else f"= {p}"
 
 
 def _shown(value: float | str, sign: str = "") -> str:

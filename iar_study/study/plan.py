@@ -20,7 +20,7 @@ from typing import Any
 from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, with_settings
 from iar_study.errors import InputError, nearest
 from iar_study.models import cost
-from iar_study.study.study import Profile, Study, trial_configs
+from iar_study.study.study import Arm, Profile, Study, trial_configs
 from iar_study.study.workspace import Workspace
 
 
@@ -193,14 +193,17 @@ def make_plan(
     if gpus < 1 or not 0 < utilisation <= 1:
         raise InputError(f"--gpus {gpus} must be 1 or more, --utilisation {utilisation:g} above 0 and at most 1")
     base = with_settings(profile.config, settings or {})
-    if study.kind != "training":
+    if study.kind == "near-codes":
         raise InputError(f"study {study.name!r} trains no GPT, so there is nothing to plan: run it, in minutes")
     configs = trial_configs(study, base, arms, seeds or profile.seeds)
+    if study.kind == "sampling":  # ways to sample from one training are one training
+        configs = [(arm, seed, replace(config, evaluation=base.evaluation)) for arm, seed, config in configs]
 
     data, needs = look_for_data(base)
+    needs += _codebook_needs(study, configs, base)
     trials: dict[TrialConfig, tuple[TrialConfig, list[str]]] = {}
     for arm, _, config in configs:
-        trials.setdefault(_same_trial(config), (config, []))[1].append(arm.name)
+        trials.setdefault(same_trial(config), (config, []))[1].append(arm.name)
     costs: dict[Kind, list[list[str]]] = {}
     for config, names in trials.values():
         costs.setdefault(_cost(config, data, GPUS[gpu], gpus, utilisation), []).append(names)
@@ -242,7 +245,7 @@ def make_plan(
     )
 
 
-def _same_trial(config: TrialConfig) -> TrialConfig:
+def same_trial(config: TrialConfig) -> TrialConfig:
     """Return the config without what cannot matter: two arms that then are equal are one trial, as in the runner."""
     if config.clustering.strategy == "none":
         config = replace(config, clustering=ClusteringConfig())
@@ -409,6 +412,19 @@ def _look_for_codes(config: TrialConfig, folder: Path) -> tuple[Data, list[Need]
     if not needs:
         needs = [Need("codes", True, f"{train[0]:,} x {train[1]} + {test[0]:,} images in {folder}")]
     return data, [*needs, _tokenizer_need(config)]
+
+
+def _codebook_needs(study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]], base: TrialConfig) -> list[Need]:
+    """Say which arms ask for another codebook than that of images that are encoded already."""
+    if base.tokenizer.checkpoint is None:
+        return []
+    given = base.tokenizer.codebook_size
+    sizes = {arm.name: config.tokenizer.codebook_size for arm, _, config in configs}
+    if not (others := sorted({size for size in sizes.values() if size != given})):
+        return []
+    text = f"{base.data.name} are of {given:,} codes; arms ask for {choice(others)}"
+    fitting = " ".join(name for name, size in sizes.items() if size == given)
+    return [Need("codebook", False, text, f"leave these arms out: --arms {fitting}")]
 
 
 def _tokenizer_need(config: TrialConfig) -> Need:

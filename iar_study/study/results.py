@@ -41,7 +41,8 @@ class Results:
     reconstructions : "originals" | "decoded" | "decoded after rearrangement" -> uint8 (k, h, w, c); empty where the
         images came encoded.
     exact : what must be 0 but for rounding -> how far it is from it, as in `evaluation.exactness`.
-    positions : arm -> metric (such as `token_nll`) -> float64 (seeds, grid, grid), by position in the image.
+    positions : arm -> metric (such as `token_nll`) -> float64 (seeds, grid, grid), by position in the image; NaN for
+        a seed that is not finished.
     kind : what the trials did, as in `Study.kind`. Of near codes, the steps of `curves` are ranks.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
@@ -83,13 +84,15 @@ def load_results(workspace: Workspace, study: str) -> Results:
         hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
         raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
     manifest = read_json(path)
+    if "kind" not in manifest:
+        raise InputError(f"study {study!r} was run here by an older version; `iar-study run {study}` runs it anew")
     seeds = sorted({trial["seed"] for trial in manifest["trials"]})
     final: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     diverged: list[tuple[dict[str, Any], str]] = []
     samples: dict[str, np.ndarray] = {}
-    positions: dict[str, list[dict[str, np.ndarray]]] = {}
+    positions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     replaced: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {}
     for trial in manifest["trials"]:
@@ -108,7 +111,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         elif trial["seed"] == seeds[0] and (folder / "samples.safetensors").exists():
             samples[trial["arm"]] = load_arrays(folder / "samples.safetensors")[0]["samples"]
         if result["status"] == "finished" and (folder / "predictions.safetensors").exists():
-            positions.setdefault(trial["arm"], []).append(load_arrays(folder / "predictions.safetensors")[0])
+            positions.setdefault(trial["arm"], {})[trial["seed"]] = load_arrays(folder / "predictions.safetensors")[0]
         if (folder / "replaced.safetensors").exists() and (not replaced or trial["arm"] == SHOWN_ARM):
             arrays, header = load_arrays(folder / "replaced.safetensors")
             if trial["seed"] == seeds[0]:
@@ -150,16 +153,18 @@ def load_results(workspace: Workspace, study: str) -> Results:
         samples=samples,
         reconstructions=_reconstructions(manifest["reference"], workspace),
         exact=about["exact"],
-        positions={arm: _on_grid(of_seeds) for arm, of_seeds in positions.items()},
+        positions={arm: _on_grid(of_seeds, seeds) for arm, of_seeds in positions.items()},
         kind=manifest["kind"],
         replaced=replaced,
     )
 
 
-def _on_grid(of_seeds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> dict[str, np.ndarray]:
     """Put values by position, (T,) for each seed, on the grid of the image: (seeds, grid, grid)."""
-    grid = math.isqrt(len(next(iter(of_seeds[0].values()))))
-    return {name: np.stack([each[name].reshape(grid, grid) for each in of_seeds]) for name in of_seeds[0]}
+    some = next(iter(of_seeds.values()))
+    grid = math.isqrt(len(next(iter(some.values()))))
+    lost = {name: np.full(grid**2, np.nan) for name in some}
+    return {name: np.stack([of_seeds.get(seed, lost)[name].reshape(grid, grid) for seed in seeds]) for name in some}
 
 
 def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, np.ndarray]:
@@ -190,6 +195,7 @@ def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
     averaged = f"; evaluated: moving average, decay {config['train.ema']:g}" if config.get("train.ema") else ""
+    guidance = "guided as each arm says" if kind == "sampling" else f"guidance {config['evaluation.guidance']:g}"
     judged = f"judged by {config['evaluation.clusters']} balanced clusters"
     training = {
         "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
@@ -197,7 +203,7 @@ def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str
         "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
         f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
         "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
-        f"guidance {config['evaluation.guidance']:g}, no top-k or top-p; {judged}",
+        f"{guidance}, no top-k or top-p; {judged}",
     }
     replacing = {"evaluation": f"every token of {config['evaluation.images']:,} held-out images replaced; no GPT"}
     return {
@@ -209,7 +215,7 @@ def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str
         "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
         f"{grid} x {grid} = {grid**2} tokens an image",
         **_quality(about),
-        **(training if kind == "training" else replacing),
+        **(replacing if kind == "near-codes" else training),
         "seeds": ", ".join(map(str, seeds)),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
         f"{', compiled' if config['compute.compile'] else ''}",

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from joblib import cpu_count
+from filelock import FileLock, Timeout
 
-from iar_study.config import with_settings
+from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.errors import InputError
-from iar_study.storage import write_json
+from iar_study.storage import read_json, unwritable, write_json
 from iar_study.study.display import Display
+from iar_study.study.executors import LOG, Executor, make_executor
 from iar_study.study.stages import check, prepare
 from iar_study.study.study import Profile, Study, trial_configs
-from iar_study.study.tracking import Tracker
-from iar_study.study.trial import Trial, run_trial
+from iar_study.study.tracking import Recorder, check_store, store_uri
+from iar_study.study.trial import Trial, run_trial, trial_of
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
 from iar_study.training.parallel import check_parallel, first_of, launch, n_processes
@@ -31,15 +30,17 @@ from iar_study.training.parallel import check_parallel, first_of, launch, n_proc
 POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
 
-GRACE = 60.0
-"""Seconds that a worker that is asked to stop has for its step and its checkpoint."""
+LATER = 5.0
+"""Seconds until a trial that another runner is at work on is tried again."""
 
-WORKER_ENVIRONMENT = {
-    # glibc hands a freed tensor's memory back and faults it in anew in every step, unless told to keep it
-    # (measured: 2,900 page faults and 8 % of a step of `quick`).
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-}
+STOP_PATIENCE = 5.0
+"""Seconds that a run that is stopped waits for MLflow to be told so; `iar-study sync` tells it the rest."""
+
+ATTEMPTS = 2
+"""How often a trial is tried that fails."""
+
+SHOWN = 10
+"""Lines of the log of a failed trial that the outcome shows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Outcome:
     trained: int
     found: int
     failed: dict[str, str]
-    """Trial (arm, seed) -> the error that ended it."""
+    """Trial (arm, seed) -> the error that ended it, and below it the end of its log."""
 
 
 def run_study(
@@ -61,11 +62,20 @@ def run_study(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    executor: str = "processes",
+    address: str | None = None,
 ) -> Outcome:
     """Run every trial of `study` at `profile` that is not finished, and record them in MLflow.
 
-    seeds : default the profile's. arms : default all; the baseline is always among them. settings : dotted keys that
-    change the profile's config.
+    Several may do so at once in one workspace: each trial is run by one of them. One that fails is tried once more.
+
+    Parameters
+    ----------
+    seeds : default the profile's.
+    arms : default all; the baseline is always among them.
+    settings : dotted keys that change the profile's config.
+    executor : "here", "processes" or "ray"; `address` is that of a Ray cluster. Under `torchrun`, its processes run
+        one trial after the other, all together.
 
     Raises
     ------
@@ -77,52 +87,86 @@ def run_study(
     for _, _, config in configs:
         check(config)
         check_parallel(config, n_processes())
+    check_store(store_uri(workspace))
+    together = n_processes() > 1
+    if together and executor == "ray":
+        raise InputError("torchrun starts the processes itself; leave --executor ray out")
+    runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
 
-    def prepare_all() -> list[Trial]:
-        return [
-            Trial(arm.name, seed, config, prepare(config, workspace, display.update), study.kind)
-            for arm, seed, config in configs
-        ]
+    def prepare_all() -> tuple[list[Trial], set[str]]:
+        """Return the trials, and the hashes of those that are finished."""
+        with _first_to_prepare(workspace, display):
+            trials = [
+                trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update))
+                for arm, seed, config in configs
+            ]
+        return trials, {trial.hash for trial in trials if is_finished(trial.folder(workspace.trials))}
 
-    if n_processes() > 1:
-        fabric = launch(base)
-        trials = first_of(fabric, prepare_all)
-        if not fabric.is_global_zero:
-            return _follow(trials, workspace)
-    else:
-        trials = prepare_all()
-    tracker = Tracker(workspace, study, profile, base)
-    write_manifest = partial(_write_manifest, study, profile, trials, tracker, settings or {}, workspace)
-    write_manifest()
-
-    finished = [trial for trial in trials if is_finished(trial.folder(workspace.trials))]
-    for trial in finished:
-        if not tracker.is_complete(trial):
-            tracker.finish(trial, trial.folder(workspace.trials))
+    trials, finished = first_of(launch(base), prepare_all) if together else prepare_all()
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
-    pending = list({trial.hash: trial for trial in trials if trial not in finished}.values())
-    run_all = _run_together if n_processes() > 1 else _run_pool
-    failed = run_all(pending, workspace, tracker, display)
+    pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
+    found = sum(trial.hash in finished for trial in trials)
+    if together and not launch(base).is_global_zero:
+        return _run_together(pending, found, workspace)  # the first process tells of it
+
+    recorder = Recorder(workspace, study, profile, base)
+    write_manifest = partial(_write_manifest, study, profile, base, trials, recorder, settings or {}, workspace)
+    write_manifest()
     for trial in trials:
-        if trial not in pending and trial not in finished:
-            tracker.finish(trial, trial.folder(workspace.trials))
-    write_manifest()  # now with the ids of all runs
+        if trial.hash in finished:
+            recorder.ended(trial)
+    try:
+        with _Progress(pending, workspace, recorder, display):
+            if together:
+                outcome = _run_together(pending, found, workspace, recorder)
+            else:
+                outcome = _run_all(pending, found, runs_them, workspace, recorder, display)
+    except BaseException:
+        recorder.close(STOP_PATIENCE)
+        raise
+    for trial in trials:
+        if trial not in pending and trial.hash not in finished:
+            recorder.ended(trial)  # of another arm that is the same trial
     products = [trials[0].shared.tokenizer, trials[0].shared.judging]
-    tracker.finish_study([path for path in products if path.parent == workspace.cache])
-    if tracker.problem:
-        display.say(f"MLflow lacks some of this ({tracker.problem}); nothing is lost: run again to fill it in")
-    return Outcome(len(pending) - len(failed), len(finished), failed)
+    problem = recorder.close(files=[path for path in products if path.parent == workspace.cache])
+    write_manifest()  # now with the ids of all runs
+    if problem:
+        display.say(f"MLflow lacks some of this ({problem}); nothing is lost: `iar-study sync` fills it in")
+    return outcome
+
+
+@contextmanager
+def _first_to_prepare(workspace: Workspace, display: Display) -> Iterator[None]:
+    """Let one runner at a time make what trials share; the others then find it."""
+    lock = FileLock(workspace.cache / "lock")
+    try:
+        workspace.cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        display.say("another process prepares what trials share; waiting for it")
+        lock.acquire()
+    except OSError as error:
+        raise unwritable(workspace.cache, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_manifest(
     study: Study,
     profile: Profile,
+    base: TrialConfig,
     trials: Sequence[Trial],
-    tracker: Tracker,
+    recorder: Recorder,
     settings: Mapping[str, Any],
     workspace: Workspace,
 ) -> None:
     """Remember what was asked for: the report of a study shows its last run."""
+    path = workspace.studies / f"{study.name}.json"
+    # Until the recorder has found a run in the store, it is known from the last time.
+    before = read_json(path)["trials"] if path.exists() else []
+    known = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in before}
     manifest = {
         "study": study.name,
         "question": study.question,
@@ -131,130 +175,143 @@ def _write_manifest(
         "kind": study.kind,
         "arms": [[arm.name, arm.description] for arm in study.arms],
         "profile": profile.name,
+        "config": flatten(base),
         "settings": {key: str(value) for key, value in settings.items()},
         "trials": [
-            {"arm": trial.arm, "seed": trial.seed, "hash": trial.hash, "run_id": tracker.run_id(trial)}
+            {
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "hash": trial.hash,
+                "run_id": recorder.run_id(trial) or known.get((trial.arm, trial.hash), ""),
+            }
             for trial in trials
         ],
         "reference": trials[0].shared.reference.name if trials[0].shared.reference else None,
+        # What `iar-study cache --prune` keeps: files of the cache, and trials that others sample from.
+        "products": sorted({name for trial in trials for name in trial.shared.products}),
+        "bases": sorted({trial.base.hash for trial in trials if trial.base}),
     }
-    write_json(workspace.studies / f"{study.name}.json", manifest)
+    write_json(path, manifest)
 
 
-def _run_pool(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, display: Display) -> dict[str, str]:
-    """Run trials in a pool of processes; return the errors by trial. Ctrl-C stops the workers; all can be resumed."""
-    if not trials:
-        return {}
-    compute = trials[0].config.compute
-    slots = 1 if compute.device == "cuda" else max(1, cpu_count() // compute.threads)
-    # A fork server that has imported torch starts a worker in no time, and no worker inherits a thread or a lock.
-    os.environ.update(WORKER_ENVIRONMENT | os.environ)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iar_study.study.trial"])
+def _run_all(
+    trials: Sequence[Trial], found: int, executor: Executor, workspace: Workspace, recorder: Recorder, display: Display
+) -> Outcome:
+    """Run trials to their ends; whatever stops this stops the executor, and all can be resumed."""
+    waiting, later = deque(trials), deque[tuple[float, Trial]]()
+    running, trained = 0, 0
+    attempts: Counter[str] = Counter()
+    logged: dict[str, int] = {}
     failed: dict[str, str] = {}
-    with ProcessPoolExecutor(min(slots, len(trials)), mp_context=context, initializer=_start_worker) as pool:
-        futures = {pool.submit(_run_in_worker, trial, workspace.trials): trial for trial in trials}
-        watch = _Watch(trials, workspace.trials, tracker, display)
-        try:
-            waiting: set[Future[None]] = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=POLL)
-                watch.look()
-                for future in done:
-                    trial = futures[future]
-                    error = future.exception()
-                    tracker.finish(trial, trial.folder(workspace.trials))
-                    if isinstance(error, InputError):
-                        raise error
-                    if error is not None:
-                        failed[f"{trial.arm}, seed {trial.seed}"] = f"{type(error).__name__}: {error}"
-        except BaseException:
-            workers = list((pool._processes or {}).values())
-            for process in workers:
-                process.terminate()  # each writes a checkpoint first
-            for process in workers:
-                process.join(GRACE)
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
-
-
-def _run_in_worker(trial: Trial, folder: Path) -> None:
     try:
-        run_trial(trial, folder)
-    except SystemExit as stopped:  # the pool would take it for the trial's error, and go on with the next one
-        os._exit(int(stopped.code or 0))
+        while waiting or later or running:
+            while later and later[0][0] <= time.monotonic():
+                waiting.append(later.popleft()[1])
+            while waiting and executor.has_room():
+                trial = waiting.popleft()
+                log = trial.folder(workspace.trials) / LOG
+                logged[trial.hash] = log.stat().st_size if log.exists() else 0
+                executor.start(trial)
+                running += 1
+            for trial, end in executor.ended(POLL):
+                running -= 1
+                if end.kind == "refused":
+                    raise InputError(end.reason)
+                if end.kind == "later":
+                    later.append((time.monotonic() + LATER, trial))
+                    continue
+                attempts[trial.hash] += 1
+                if end.kind == "failed" and not is_finished(trial.folder(workspace.trials)):
+                    if attempts[trial.hash] < ATTEMPTS:
+                        display.say(f"{_name(trial)} failed ({end.reason}); it is tried once more")
+                        waiting.appendleft(trial)
+                        continue
+                    failed[_name(trial)] = end.reason + _log_end(trial, workspace, logged[trial.hash])
+                elif end.kind == "found":
+                    found += 1
+                else:
+                    trained += 1
+                recorder.ended(trial)
+    except BaseException:
+        executor.stop()
+        raise
+    return Outcome(trained, found, failed)
 
 
-def _run_together(trials: Sequence[Trial], workspace: Workspace, tracker: Tracker, display: Display) -> dict[str, str]:
-    """Run trials one after the other, each on all the processes that `torchrun` started; this is the first of them.
+def _run_together(
+    trials: Sequence[Trial], found: int, workspace: Workspace, recorder: Recorder | None = None
+) -> Outcome:
+    """Run trials one after the other, each on all the processes that `torchrun` started, of which this is one.
 
     An error ends all processes, as `torchrun` expects; the same command goes on from the checkpoints.
     """
-    watch = _Watch(trials, workspace.trials, tracker, display)
-    ended, lock = threading.Event(), threading.Lock()
-
-    def look_now_and_then() -> None:
-        while not ended.wait(POLL):
-            with lock:
-                watch.look()
-
-    watcher = threading.Thread(target=look_now_and_then, daemon=True)
-    watcher.start()
-    try:
-        for trial in trials:
-            run_trial(trial, workspace.trials)
-            with lock:
-                watch.look()
-                tracker.finish(trial, trial.folder(workspace.trials))
-    finally:
-        ended.set()
-        watcher.join()
-    return {}
-
-
-def _follow(trials: Sequence[Trial], workspace: Workspace) -> Outcome:
-    """Run the trials that the first process runs, with it; it alone tells of them."""
-    pending = {trial.hash: trial for trial in trials if not is_finished(trial.folder(workspace.trials))}
-    for trial in pending.values():
+    for trial in trials:
         run_trial(trial, workspace.trials)
-    return Outcome(len(pending), len(trials) - len(pending), {})
+        if recorder:
+            recorder.ended(trial)
+    return Outcome(len(trials), found, {})
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone, so that no orphan writes into a trial's folder."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (multiprocessing.connection.wait([sentinel]), os._exit(1)), daemon=True).start()
+def _name(trial: Trial) -> str:
+    return f"{trial.arm}, seed {trial.seed}"
 
 
-class _Watch:
-    """Follows the journals of running trials: shows their progress and passes new points on to MLflow."""
+def _log_end(trial: Trial, workspace: Workspace, begun: int) -> str:
+    """Return the last lines that the trial's log has got since it had `begun` bytes, each on a line of its own."""
+    path = trial.folder(workspace.trials) / LOG
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(begun)
+        lines = file.read().decode(errors="replace").splitlines()
+    return "".join(f"\n    {line}" for line in (f"{path}:", *lines[-SHOWN:])) if lines else ""
 
-    def __init__(self, trials: Sequence[Trial], folder: Path, tracker: Tracker, display: Display) -> None:
-        self.trials, self.folder, self.tracker, self.display = trials, folder, tracker, display
-        self.steps = {trial.hash: 0 for trial in trials}
-        self.sizes = {trial.hash: 0 for trial in trials}
-        self.look()
 
-    def look(self) -> None:
+class _Progress:
+    """While entered, follows the journals of trials: shows how far they are and tells the recorder what has grown."""
+
+    def __init__(self, trials: Sequence[Trial], workspace: Workspace, recorder: Recorder, display: Display) -> None:
+        self.trials, self.recorder, self.display = trials, recorder, display
+        self.paths = {trial.hash: trial.folder(workspace.trials) / "journal.jsonl" for trial in trials}
+        self.sizes = dict.fromkeys(self.paths, 0)
+        self.steps = dict.fromkeys(self.paths, 0)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> _Progress:
+        if self.trials:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self.trials:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        self._look()
+        while not self._over.wait(POLL):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
         news = []
         for trial in self.trials:
-            path = trial.folder(self.folder) / "journal.jsonl"
+            path = self.paths[trial.hash]
             size = path.stat().st_size if path.exists() else 0
             if size == self.sizes[trial.hash]:
                 continue
             self.sizes[trial.hash] = size
-            if journal := read_journal(path):
-                self.steps[trial.hash] = journal[-1]["step"]
-                self.tracker.sync(trial, trial.folder(self.folder))
+            self.recorder.saw(trial)
+            with suppress(ValueError, OSError):  # a damaged journal: its trial says so
+                journal = read_journal(path)
+                self.steps[trial.hash] = journal[-1]["step"] if journal else 0
                 losses = [p["metrics"]["train/token_nll"] for p in journal if "train/token_nll" in p["metrics"]]
                 told = f", token NLL {losses[-1]:.2f}" if losses else ""
-                news.append(f"{trial.arm}/{trial.seed}: step {journal[-1]['step']}{told}")
+                news.append(f"{trial.arm}/{trial.seed}: step {self.steps[trial.hash]}{told}")
         total = sum(trial.steps for trial in self.trials)
         if news or not any(self.steps.values()):
-            what = "replacing tokens" if self.trials and self.trials[0].kind == "near-codes" else "training"
+            what = {"near-codes": "replacing tokens", "sampling": "sampling"}.get(self.trials[0].kind, "training")
             self.display.update(what, sum(self.steps.values()), total, "; ".join(news))

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from iar_study.codebook import Rearrangement
 from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, with_settings
 from iar_study.data.encoding import NAMED, load_tokenizer, tokenizer_digest
 from iar_study.data.images import Images
@@ -40,9 +39,8 @@ from iar_study.study.stages import (
     is_encoded,
     load_classifier,
 )
-from iar_study.study.trial import SAMPLED_AT_ONCE, draw
+from iar_study.study.trial import SAMPLED_AT_ONCE, draw, load_model
 from iar_study.study.workspace import Workspace, is_finished
-from iar_study.training.gpt import original_order
 
 KEPT_AT_ONCE = 5000
 """Pictures whose features are kept together: what a kill can cost."""
@@ -91,12 +89,8 @@ class FinishedTrial:
 
     def model(self) -> GPT:
         """Return the trained GPT, in the original order of the codes, on the trial's device."""
-        rearrangement = Rearrangement.load(self.folder / "codebook.safetensors")
         grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
-        model = GPT(self.config.model, len(rearrangement.permutation), self.classes, grid)
-        weights = load_arrays(self.folder / "weights.safetensors")[0]
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        return original_order(model, rearrangement).to(self.config.compute.device).eval()
+        return load_model(self.folder, self.config, self.classes, grid)
 
     def tokenizer(self, workspace: Workspace) -> Tokenizer:
         """Return the tokenizer of the codes; raise `InputError` where it is gone, or another one in its place."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from iar_study.config import (
     TrialConfig,
 )
 from iar_study.data.codes import Codes
-from iar_study.data.encoding import load_tokenizer, open_splits, tokenizer_digest
+from iar_study.data.encoding import load_tokenizer, open_splits
 from iar_study.data.images import Images, load_images
-from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes
+from iar_study.data.llamagen_codes import CODES
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify, train_classifier
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
@@ -40,8 +40,10 @@ from iar_study.evaluation.fidelity import Reference, measure_fidelity
 from iar_study.evaluation.metrics import fidelity_key
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_uint8
-from iar_study.storage import digest, load_arrays, save_arrays
+from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
+from iar_study.study.encoded import Encoded, check_encoded, encoded_of, is_encoded
 from iar_study.study.workspace import Workspace
+from iar_study.training.objective import check_loss
 from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
 
 RECIPE = 4
@@ -85,6 +87,13 @@ class Shared:
     folder: Path | None = None
     """Of images that are encoded already: where their codes are."""
 
+    @property
+    def products(self) -> list[str]:
+        """Names of the files of these that lie in the workspace's cache."""
+        made = (self.codes, self.classifier, self.reference, self.rearrangement, self.judging, self.exactness)
+        own = made if self.folder else (self.tokenizer, *made)  # the tokenizer of codes:PATH lies elsewhere
+        return [path.name for path in own if path]
+
 
 @lru_cache(maxsize=2)
 def images_of(config: DataConfig) -> Images:
@@ -92,66 +101,13 @@ def images_of(config: DataConfig) -> Images:
     return load_images(config)
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Images that are encoded already, and what is needed of the tokenizer that made their codes."""
+def check(config: TrialConfig, load: bool = True) -> None:
+    """Raise `InputError` for settings that do not fit each other or the data, before anything is trained.
 
-    folder: Path
-    train: ExtractedCodes
-    test: ExtractedCodes
-    tokenizer: Path
-    tokenizer_digest: str
-    codebook: np.ndarray
-    patch: int
-    channels: int
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side of a picture, rounded down where they form no square."""
-        return math.isqrt(self.train.codes.shape[2])
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        index = self.test.index | self.train.index
-        return tuple(index.get("class_names") or (f"class {k}" for k in range(index["classes"])))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the content, by the checksums of the indices: the codes themselves are not read."""
-        checksums = [split.index[part]["sha256"] for split in (self.train, self.test) for part in (CODES, LABELS)]
-        return digest(checksums, self.class_names)
-
-
-def is_encoded(config: DataConfig) -> bool:
-    """Whether the data are images that are encoded already: `codes:PATH`."""
-    kind, _, path = config.name.partition(":")
-    return kind == "codes" and path != ""
-
-
-@lru_cache(maxsize=2)
-def encoded_of(name: str, checkpoint: str | None) -> Encoded:
-    """Open the codes of `codes:PATH` and their tokenizer once per process."""
-    folder = Path(name.removeprefix("codes:")).expanduser().absolute()
-    splits = open_splits(folder)
-    if checkpoint is None:
-        raise InputError(f"{name} needs the tokenizer that made the codes: --set tokenizer.checkpoint=FILE")
-    path = Path(checkpoint).expanduser().absolute()
-    tokenizer = load_tokenizer(path)
-    return Encoded(
-        folder,
-        **splits,
-        tokenizer=path,
-        tokenizer_digest=tokenizer_digest(tokenizer),
-        codebook=tokenizer.codebook().numpy(),
-        patch=tokenizer.patch,
-        channels=tokenizer.in_channels,
-    )
-
-
-def check(config: TrialConfig) -> None:
-    """Raise `InputError` for settings that do not fit each other or the data, before anything is trained."""
+    load : whether the extractor's weights are loaded too, which may fetch them.
+    """
     if is_encoded(config.data):
-        _check_encoded(config)
+        check_encoded(config)
     else:
         _check_images(config)
     size = config.tokenizer.codebook_size
@@ -165,7 +121,8 @@ def check(config: TrialConfig) -> None:
             )
     if config.clustering.strategy != "none" and config.clustering.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
-    if config.evaluation.extractor != "classifier":
+    check_loss(config.loss, 1 if config.clustering.strategy == "none" else config.clustering.n_clusters, size)
+    if load and config.evaluation.extractor != "classifier":
         _network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
@@ -187,117 +144,217 @@ def _check_images(config: TrialConfig) -> None:
         )
 
 
-def _check_encoded(config: TrialConfig) -> None:
-    found = encoded_of(config.data.name, config.tokenizer.checkpoint)
-    size, dim = found.codebook.shape
-    wanted = {"codebook_size": size, "code_dim": dim, "patch": found.patch}
-    for key, value in wanted.items():
-        if (given := getattr(config.tokenizer, key)) != value:
-            settings = " ".join(f"tokenizer.{name}={number}" for name, number in wanted.items())
-            raise InputError(f"tokenizer.{key} is {given}, but {value} in {found.tokenizer}; --set {settings}")
-    index = found.train.index
-    if index["codebook_size"] != size:
-        raise InputError(
-            f"the codes in {found.folder} are of {index['codebook_size']} codes, but {found.tokenizer} has {size}; "
-            f"name the tokenizer that made them"
-        )
-    for split in (found.train, found.test):
-        if split.index.get("source", {}).get("tokenizer", found.tokenizer_digest) != found.tokenizer_digest:
-            raise InputError(f"{found.tokenizer} is not the tokenizer that made the codes in {found.folder}")
-    tokens, side = found.train.codes.shape[2], found.grid * found.patch
-    if found.grid**2 != tokens or found.grid < 2:
-        raise InputError(f"{tokens} tokens an image, in {found.folder}, do not form a square of 2 x 2 or more")
-    if config.data.image_size not in (None, side):
-        raise InputError(
-            f"data.image_size = {config.data.image_size}, but the codes in {found.folder} are of images of {side}: "
-            f"{found.grid} x {found.grid} tokens of {found.patch} x {found.patch} pixels; leave image_size out"
-        )
-
-
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
     """Compute, or find in the cache, all that the trial of `config` needs before its own training."""
     torch.set_num_threads(THREADS)
-    if is_encoded(config.data):
-        return _prepare_encoded(config, workspace, progress)
-    return _prepare_images(config, workspace, progress)
+    return stages_of(config, workspace, progress).shared()
 
 
-def _prepare_encoded(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
-    found = encoded_of(config.data.name, config.tokenizer.checkpoint)
-    images, augmentations, _ = found.train.codes.shape
-    data = {
-        "name": config.data.name,
-        "digest": found.digest,
-        "image_size": found.grid * found.patch,
-        "channels": found.channels,
-        "train_images": images,
-        "augmentations": augmentations,
-        "test_images": len(found.test.codes),
-        "classes": len(found.class_names),
-        "class_names": found.class_names,
-    }
-    use = _use(found, workspace, progress)
-    rearrangement, judging = _clusterings(found.codebook, config, workspace, progress)
-    some = Codes(
-        found.train.codes,
-        np.array(found.train.labels[:0]),
-        found.test.codes[:EXACT_IMAGES, 0],
-        np.array(found.test.labels[:EXACT_IMAGES]),
-        found.class_names,
-        found.codebook,
-    )
-    exactness = _exactness(some, found.tokenizer, found.digest, judging, workspace)
-    digests = {
-        "codes": found.digest,
-        "tokenizer": found.tokenizer_digest,
-        "rearrangement": _digest(rearrangement),
-        "judging": _digest(judging),
-    }
-    return Shared(data, found.tokenizer, use, None, None, rearrangement, judging, exactness, digests, found.folder)
+class NotMade(Exception):
+    """A product is not in the cache of a workspace in which nothing is to be made."""
+
+    def __init__(self, kind: str, path: Path | None = None) -> None:
+        super().__init__(f"{kind} is not made")
+        self.kind, self.path = kind, path
 
 
-def _prepare_images(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
-    images = images_of(config.data)
-    data = {
-        "name": images.name,
-        "digest": images.digest,
-        "image_size": images.size,
-        "channels": images.channels,
-        "train_images": len(images.train),
-        "test_images": len(images.test),
-        "classes": len(images.class_names),
-        "class_names": images.class_names,
+class Stages:
+    """What the trial of `config` shares with others; each product is made, or found in the cache, when asked for.
+
+    In a frozen workspace a product that is not there, or whose making waits for such a one, raises `NotMade`.
+    """
+
+    products: ClassVar[dict[str, str]]
+    """The attributes that are products, in the order that they are made in -> their kind."""
+
+    def __init__(self, config: TrialConfig, workspace: Workspace, progress: Progress) -> None:
+        self.config, self.workspace, self.progress = config, workspace, progress
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """The codebook vectors, float32 (N, d)."""
+        raise NotImplementedError
+
+    @cached_property
+    def rearrangement(self) -> Path:
+        """The arm's own clustering."""
+        return _clustering(self.codebook, self.config.clustering, self.workspace, self.progress)
+
+    @cached_property
+    def judging(self) -> Path:
+        """The clustering that every arm is judged by."""
+        judges = ClusteringConfig("balanced", self.config.evaluation.clusters)
+        return _clustering(self.codebook, judges, self.workspace, self.progress)
+
+    def shared(self) -> Shared:
+        """Return all products, made. In a frozen workspace those that do not tell trials apart may be missing."""
+        raise NotImplementedError
+
+    def _paths(self) -> dict[str, Path]:
+        return {name: self._path(name) for name in self.products}
+
+    def _path(self, name: str) -> Path:
+        try:
+            return getattr(self, name)
+        except NotMade as missing:
+            return missing.path or Path()
+
+
+class _OfImages(Stages):
+    """All of it is trained, or computed, here."""
+
+    products: ClassVar[dict[str, str]] = {
+        "tokenizer": "tokenizer",
+        "codes": "codes",
+        "classifier": "classifier",
+        "rearrangement": "clustering",
+        "judging": "clustering",
+        "reference": "reference",
+        "exactness": "exactness",
     }
-    tokenizer = _tokenizer(images, config.tokenizer, workspace, progress)
-    tokenizer_digest = _digest(tokenizer)
-    codes = _codes(images, tokenizer, tokenizer_digest, workspace, progress)
-    classifier = classifier_product(images, config.classifier, workspace, progress)
-    loaded = _load_codes(codes)
-    rearrangement, judging = _clusterings(loaded.codebook, config, workspace, progress)
-    reference = _reference(images, tokenizer, loaded, classifier, judging, config, workspace, progress)
-    exactness = _exactness(loaded, tokenizer, _digest(codes), judging, workspace)
-    digests = {
-        "data": images.digest,
-        "tokenizer": tokenizer_digest,
-        "codes": _digest(codes),
-        "classifier": _digest(classifier),
-        "rearrangement": _digest(rearrangement),
-        "judging": _digest(judging),
+
+    @property
+    def images(self) -> Images:
+        return images_of(self.config.data)
+
+    @cached_property
+    def tokenizer(self) -> Path:
+        return _tokenizer(self.images, self.config.tokenizer, self.workspace, self.progress)
+
+    @cached_property
+    def codes(self) -> Path:
+        return _codes(self.images, self.tokenizer, _digest(self.tokenizer), self.workspace, self.progress)
+
+    @cached_property
+    def classifier(self) -> Path:
+        return classifier_product(self.images, self.config.classifier, self.workspace, self.progress)
+
+    @cached_property
+    def loaded(self) -> Codes:
+        return _load_codes(self.codes)
+
+    @property
+    def codebook(self) -> np.ndarray:
+        return self.loaded.codebook
+
+    @cached_property
+    def reference(self) -> Path:
+        if self.workspace.frozen and self.config.evaluation.extractor != "classifier":
+            raise NotMade("extractor")  # what it sees is known when it is loaded, and its weights might be fetched
+        made_from = (self.images, self.tokenizer, self.loaded, self.classifier, self.judging)
+        return _reference(*made_from, self.config, self.workspace, self.progress)
+
+    @cached_property
+    def exactness(self) -> Path:
+        return _exactness(self.loaded, self.tokenizer, _digest(self.codes), self.judging, self.workspace)
+
+    def shared(self) -> Shared:
+        images, paths = self.images, self._paths()
+        data = {
+            "name": images.name,
+            "digest": images.digest,
+            "image_size": images.size,
+            "channels": images.channels,
+            "train_images": len(images.train),
+            "test_images": len(images.test),
+            "classes": len(images.class_names),
+            "class_names": images.class_names,
+        }
+        telling = ("tokenizer", "codes", "classifier", "rearrangement", "judging")
+        digests = {"data": images.digest, **{name: _digest(getattr(self, name)) for name in telling}}
+        return Shared(data, **paths, digests=digests)
+
+
+class _OfCodes(Stages):
+    """The tokenizer and the codes are there."""
+
+    products: ClassVar[dict[str, str]] = {
+        "codes": "use",
+        "rearrangement": "clustering",
+        "judging": "clustering",
+        "exactness": "exactness",
     }
-    return Shared(data, tokenizer, codes, classifier, reference, rearrangement, judging, exactness, digests)
+
+    @property
+    def found(self) -> Encoded:
+        return encoded_of(self.config.data.name, self.config.tokenizer.checkpoint)
+
+    @cached_property
+    def codes(self) -> Path:
+        return _use(self.found, self.workspace, self.progress)
+
+    @property
+    def codebook(self) -> np.ndarray:
+        return self.found.codebook
+
+    @cached_property
+    def exactness(self) -> Path:
+        found = self.found
+        some = Codes(
+            found.train.codes,
+            np.array(found.train.labels[:0]),
+            found.test.codes[:EXACT_IMAGES, 0],
+            np.array(found.test.labels[:EXACT_IMAGES]),
+            found.class_names,
+            found.codebook,
+        )
+        return _exactness(some, found.tokenizer, found.digest, self.judging, self.workspace)
+
+    def shared(self) -> Shared:
+        found, paths = self.found, self._paths()
+        images, augmentations, _ = found.train.codes.shape
+        data = {
+            "name": self.config.data.name,
+            "digest": found.digest,
+            "image_size": found.grid * found.patch,
+            "channels": found.channels,
+            "train_images": images,
+            "augmentations": augmentations,
+            "test_images": len(found.test.codes),
+            "classes": len(found.class_names),
+            "class_names": found.class_names,
+        }
+        digests = {
+            "codes": found.digest,
+            "tokenizer": found.tokenizer_digest,
+            "rearrangement": _digest(self.rearrangement),
+            "judging": _digest(self.judging),
+        }
+        return Shared(
+            data,
+            found.tokenizer,
+            paths["codes"],
+            None,
+            None,
+            paths["rearrangement"],
+            paths["judging"],
+            paths["exactness"],
+            digests,
+            found.folder,
+        )
+
+
+def stages_of(config: TrialConfig, workspace: Workspace, progress: Progress) -> Stages:
+    """Return the stages of a trial; nothing is made yet."""
+    kind = _OfCodes if is_encoded(config.data) else _OfImages
+    return kind(config, workspace, progress)
 
 
 def _digest(product: Path) -> str:
-    return load_arrays(product)[1]["digest"]
+    return load_metadata(product)["digest"]
 
 
 def _product(workspace: Workspace, kind: str, *key: Any) -> Path:
-    return workspace.cache / f"{kind}-{digest(RECIPE, THREADS, kind, *key)[:16]}.safetensors"
+    """Return where the product that is made from `key` lies; raise `NotMade` where it may not be made and is not."""
+    path = workspace.cache / f"{kind}-{digest(RECIPE, THREADS, kind, *key)[:16]}.safetensors"
+    if workspace.frozen and not path.exists():
+        raise NotMade(kind, path)
+    return path
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray], **metadata: Any) -> None:
     content = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
-    save_arrays(path, arrays, {**metadata, "digest": content})
+    save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE})
 
 
 def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -451,20 +508,24 @@ def measure_pictures(
 ) -> dict[str, float]:
     """Return the `family/extractor@count` metrics of uint8 pictures (n, h, w, c) of the classes `labels`, int (n,)."""
     count = len(pictures)
-    features, probabilities = features_of(pictures, extractor)
+    features, probabilities, told = seen_by(extractor, classifier, pictures)
     found = measure_fidelity(reference, features, probabilities, intervals=False)
     metrics = {fidelity_key(family, extractor.name, count): estimate.value for family, estimate in found.items()}
-    if extractor.name == "classifier" and probabilities is not None:
-        told = probabilities.argmax(1)
-    else:
-        told = classify(load_classifier(classifier), pictures)[1]
     return metrics | {fidelity_key("class_agreement", "classifier", count): float((told == labels).mean())}
 
 
-def features_of(pictures: np.ndarray, extractor: Extractor) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return features, float32 (n, F), and class probabilities, float32 (n, K) or None, of uint8 (n, h, w, c)."""
+def seen_by(
+    extractor: Extractor, classifier: Path, pictures: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Look at uint8 pictures (n, h, w, c): what the extractor sees, and the class that the classifier puts them in.
+
+    Returns features float32 (n, F), the extractor's class probabilities float32 (n, K) or None, and int (n,).
+    """
     parts = (pictures[first : first + extractor.batch] for first in range(0, len(pictures), extractor.batch))
-    return extract(extractor, parts, len(pictures))
+    features, probabilities = extract(extractor, parts, len(pictures))
+    if extractor.name == "classifier" and probabilities is not None:
+        return features, probabilities, probabilities.argmax(1)
+    return features, probabilities, classify(load_classifier(classifier), pictures)[1]
 
 
 def load_reference(path: Path) -> Reference:
@@ -491,7 +552,7 @@ def _reference(
     path = _product(workspace, "reference", images.digest, made_from, extractor.name, extractor.identity, count)
     if not path.exists():
         progress("reference", 0, 1, "")
-        reference = Reference(features_of(images.test, extractor)[0])
+        reference = Reference(seen_by(extractor, classifier, images.test)[0])
         model, arranged = PatchVQ.load(tokenizer), load_rearrangement(judging)
         tokens = codes.test_tokens[:count]
         decoded = decode_tokens(model, tokens)
@@ -524,20 +585,13 @@ def _exactness(codes: Codes, tokenizer: Path, codes_digest: str, judging: Path, 
     return path
 
 
-def _clusterings(
-    codebook: np.ndarray, config: TrialConfig, workspace: Workspace, progress: Progress
-) -> tuple[Path, Path]:
-    """Return the arm's own clustering, and the one that every arm is judged by."""
-    judges = ClusteringConfig("balanced", config.evaluation.clusters)
-    own, judging = (_clustering(codebook, each, workspace, progress) for each in (config.clustering, judges))
-    return own, judging
-
-
 def _clustering(codebook: np.ndarray, config: ClusteringConfig, workspace: Workspace, progress: Progress) -> Path:
-    """Cluster and rearrange the codes."""
+    """Cluster and rearrange the codes; no clusters have no order either."""
     if config.strategy == "none":
-        config = replace(config, n_clusters=1)
-    path = _product(workspace, "clustering", digest(codebook), asdict(config))
+        config = replace(config, n_clusters=1, within="none", between="none")
+    # An order that is none goes without a name: clusterings from before there were any are found.
+    made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
+    path = _product(workspace, "clustering", digest(codebook), made_of)
     if not path.exists():
         what = f"clustering ({config.strategy}, {config.n_clusters})"
         if config.strategy == "none":
@@ -546,7 +600,8 @@ def _clustering(codebook: np.ndarray, config: ClusteringConfig, workspace: Works
             labels = cluster_codes(
                 codebook, config.strategy, config.n_clusters, config.seed, progress=lambda *at: progress(what, *at)
             )
-            arranged = Rearrangement.from_labels(labels)
+            points = Codebook(codebook, "cosine").points
+            arranged = Rearrangement.from_labels(labels, points, within=config.within, between=config.between)
         _save(path, {"permutation": arranged.permutation, "boundaries": arranged.boundaries}, config=asdict(config))
     return path
 

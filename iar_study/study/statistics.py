@@ -155,6 +155,20 @@ def called(p: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return (p < ALPHA) & ((low > 0) | (high < 0))
 
 
+def p_text(p: float) -> str:
+    """Format a p-value to two digits, or to as many as keep it on its side of 5%.
+
+    >>> p_text(0.0312), p_text(0.04962), p_text(0.0003)
+    ('0.031', '0.0496', '<0.001')
+    """
+    if not np.isfinite(p):
+        return "\N{EN DASH}"
+    digits = 2
+    while p < ALPHA <= float(f"{p:.{digits}g}"):
+        digits += 1
+    return "<0.001" if p < 0.001 else f"{p:.{digits}g}"
+
+
 def power(difference: float, sd: float, pairs: int, alpha: float = ALPHA) -> float:
     """Return the chance that the two-sided paired t test at level `alpha` finds a true mean `difference`.
 

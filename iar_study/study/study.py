@@ -11,7 +11,9 @@ from typing import Any, Literal
 from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.errors import InputError, nearest
 
-Kind = Literal["training", "near-codes"]
+Kind = Literal["training", "near-codes", "sampling"]
+"""What a trial does: train a GPT; replace tokens by other codes and look at the pictures; or sample in the arm's way
+from the GPT that is trained with the profile's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Arm:
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted keys of `TrialConfig`, put on top of the profile's."""
-    scale: Mapping[str, float] = field(default_factory=dict)
-    """Dotted keys whose whole number is the profile's times this, rounded, and at least 1."""
+    scale: Mapping[str, float | tuple[float, str]] = field(default_factory=dict)
+    """Dotted keys whose whole number is the profile's times this, rounded, and at least 1; with (factor, key), the
+    number that the profile has for that other key, times this."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,6 @@ class Study:
     """Name of the arm that the others are compared with."""
     arms: tuple[Arm, ...]
     kind: Kind = "training"
-    """What a trial does: train a GPT, or replace tokens by other codes and look at the pictures."""
     seeded: tuple[str, ...] = ("seed",)
     """Dotted keys that the seed of a trial sets: more than its own where what is shared should vary too."""
 
@@ -124,10 +126,12 @@ def run_file(path: Path) -> Any:
 def arm_config(study: Study, arm: Arm, base: TrialConfig, seed: int) -> TrialConfig:
     """Return the resolved config of the trial (arm, seed)."""
     own = flatten(base)
-    if unknown := next((key for key in arm.scale if type(own.get(key)) is not int), None):
+    scale = {key: value if isinstance(value, tuple) else (value, key) for key, value in arm.scale.items()}
+    of_keys = [*scale, *(of for _, of in scale.values())]
+    if unknown := next((key for key in of_keys if type(own.get(key)) is not int), None):
         numbers = [key for key, value in own.items() if type(value) is int]
         raise InputError(f"arm {arm.name!r} scales {unknown!r}, which is no whole number; {nearest(unknown, numbers)}")
-    scaled = {key: max(1, round(own[key] * factor)) for key, factor in arm.scale.items()}
+    scaled = {key: max(1, round(own[of] * factor)) for key, (factor, of) in scale.items()}
     return with_settings(base, {**scaled, **arm.settings, **dict.fromkeys(study.seeded, seed)})
 
 

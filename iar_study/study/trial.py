@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,38 +16,37 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
-from iar_study.codebook import Codebook
+from iar_study.codebook import Codebook, Rearrangement
 from iar_study.config import TrialConfig, flatten, identity
 from iar_study.data.codes import Codes
 from iar_study.errors import InputError
-from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.models.gpt import GPT
 from iar_study.models.sampling import generate
-from iar_study.storage import digest, replacing, save_arrays, write_json
+from iar_study.storage import digest, load_arrays, read_json, replacing, save_arrays, unwritable, write_json
 from iar_study.study.stages import (
     RECIPE,
     Shared,
     decode,
     extractor_of,
     facts,
-    features_of,
     images_of,
-    load_classifier,
     load_codebook,
     load_codes,
     load_rearrangement,
     load_reference,
     measure_pictures,
+    seen_by,
 )
-from iar_study.study.study import Kind
+from iar_study.study.study import Kind, Study
 from iar_study.study.workspace import is_finished
-from iar_study.training.gpt import step_seed, train_gpt
+from iar_study.training.gpt import original_order, step_seed, train_gpt
 from iar_study.training.journal import Journal, read_journal
-from iar_study.training.parallel import collected, launch, n_processes, process_rank
+from iar_study.training.parallel import collected, first_of, launch, n_processes, process_rank
 from iar_study.training.progress import Diverged
 
 GRID_ROWS, GRID_COLUMNS = 10, 8
@@ -66,10 +65,14 @@ class Trial:
     config: TrialConfig
     shared: Shared
     kind: Kind = "training"
+    base: Trial | None = None
+    """Of a trial that samples: the one that trains the GPT."""
 
     @property
     def hash(self) -> str:
         """Identity: the config and the content of the inputs; names of data sets and arms do not count."""
+        if self.base is not None:
+            return digest(RECIPE, self.kind, self.base.hash, asdict(self.config.evaluation))[:16]
         if self.kind == "near-codes":
             config = self.config.evaluation
             return digest(RECIPE, self.kind, self.seed, config.images, config.extractor, self.shared.digests)[:16]
@@ -78,26 +81,66 @@ class Trial:
     @property
     def steps(self) -> int:
         """The last step of its journal: of training, or the farthest rank among near codes."""
-        return self.config.train.steps if self.kind == "training" else self.config.tokenizer.codebook_size - 1
+        return self.config.tokenizer.codebook_size - 1 if self.kind == "near-codes" else self.config.train.steps
 
     def folder(self, trials: Path) -> Path:
         return trials / self.hash
 
 
-def run_trial(trial: Trial, trials: Path) -> None:
-    """Run or resume a trial; do nothing when it is finished. Under `torchrun` every process calls it.
+def trial_of(study: Study, profile: TrialConfig, arm: str, seed: int, config: TrialConfig, shared: Shared) -> Trial:
+    """Return the trial (arm, seed) of a study, `config` being its resolved config and `profile` the one it began as."""
+    trial = Trial(arm, seed, config, shared, study.kind)
+    if study.kind != "sampling":
+        return trial
+    base = replace(config, evaluation=profile.evaluation)
+    return replace(trial, base=Trial(arm, seed, base, shared))
+
+
+class Busy(InputError):
+    """Another process is at work on this trial."""
+
+
+def run_trial(trial: Trial, trials: Path) -> bool:
+    """Run or resume a trial; return False when it was finished already. Under `torchrun` every process calls it.
 
     The folder then holds trial.json (config, inputs, code, environment), journal.jsonl (curves), weights and codebook
     in the arm's order, samples, and, written last, result.json: {"status": "finished" | "diverged", "metrics"}. One of
     near codes has the curves over the rank r in its journal, and the pictures in place of samples.
+
+    Raises
+    ------
+    Busy : another process is at work on it, or on the trial that it samples from.
+    InputError : bad input, a full disk.
     """
     folder = trial.folder(trials)
-    if is_finished(folder):
-        return
-    if trial.kind == "near-codes":
-        _replace_tokens(trial, folder)
-    else:
-        _train(trial, folder)
+    lock = FileLock(folder / "lock", timeout=0)
+
+    def begin() -> bool:
+        """Take the lock, unless the trial is finished, which another process may have done just before."""
+        if is_finished(folder):
+            return False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise Busy(f"{folder} is being written by another process; wait for it") from error
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return not is_finished(folder)
+
+    try:
+        # The first of several processes decides for all.
+        begun = begin() if n_processes() == 1 else first_of(launch(trial.config), begin)
+        if begun:
+            if trial.kind == "near-codes":
+                _replace_tokens(trial, folder)
+            elif trial.base is not None:
+                _sample(trial, trial.base, trials)
+            else:
+                _train(trial, folder)
+    finally:
+        lock.release()
+    return begun
 
 
 def _train(trial: Trial, folder: Path) -> None:
@@ -135,14 +178,14 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
         raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
     codes, originals = load_codes(shared), images_of(trial.config.data).test
     write_json(folder / "trial.json", describe(trial, codes))
-    extractor, classifier = extractor_of(trial.config, shared.classifier), load_classifier(shared.classifier)
+    look = partial(seen_by, extractor_of(trial.config, shared.classifier), shared.classifier)
     found = measure_near_codes(
         codes.test_tokens[: config.images],
         originals[: config.images],
         partial(decode, shared, device="cpu"),
         Codebook(codes.codebook, "cosine"),
         load_rearrangement(shared.rearrangement),
-        lambda pictures: (features_of(pictures, extractor)[0], classify(classifier, pictures)[1]),
+        lambda pictures: look(pictures)[::2],
         trial.seed,
     )
     journal = Journal(folder / "journal.jsonl")
@@ -157,6 +200,30 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     }
     final = {f"{kind}/{name}": value for kind, metrics in groups.items() for name, value in metrics.items()}
     write_json(folder / "result.json", {"status": "finished", "step": trial.steps, "metrics": final})
+
+
+def _sample(trial: Trial, base: Trial, trials: Path) -> None:
+    """Sample from the GPT of `base`, which is trained first where it is not yet."""
+    run_trial(base, trials)
+    folder, of_base = trial.folder(trials), read_json(base.folder(trials) / "result.json")
+    codes = load_codes(trial.shared)
+    write_json(folder / "trial.json", describe(trial, codes))
+    metrics: dict[str, float] = {}
+    if of_base["status"] == "finished":
+        torch.set_num_threads(trial.config.compute.threads)
+        model = load_model(base.folder(trials), trial.config, len(codes.class_names), codes.grid)
+        metrics = sample_and_measure(trial, codes.class_names, folder, model, trial.steps)
+        Journal(folder / "journal.jsonl").write(trial.steps, metrics)
+    write_json(folder / "result.json", {**of_base, "metrics": metrics})
+
+
+def load_model(folder: Path, config: TrialConfig, classes: int, grid: int) -> GPT:
+    """Return the GPT of a finished trial's folder, in the original order of the codes, on the trial's device."""
+    rearrangement = Rearrangement.load(folder / "codebook.safetensors")
+    model = GPT(config.model, len(rearrangement.permutation), classes, grid)
+    weights = load_arrays(folder / "weights.safetensors")[0]
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return original_order(model, rearrangement).to(config.compute.device).eval()
 
 
 def sample_and_measure(

@@ -19,6 +19,8 @@ class Workspace:
     """
 
     root: Path
+    frozen: bool = False
+    """Whether nothing is to be made: a stage that is not in the cache then raises `stages.NotMade`."""
 
     @classmethod
     def find(cls, start: Path | None = None) -> Workspace:

@@ -1,4 +1,4 @@
-"""Train one GPT on rearranged codes with L_TCE + lambda * L_CCE: resumable, and bit-identical when repeated.
+"""Train one GPT on rearranged codes with the loss of IAR or a variant: resumable, and bit-identical when repeated.
 
 Everything random in step s (augmentation, dropped classes, dropout) is seeded by (seed, s), and the batch is a function
 of (seed, s): a resumed training needs no random state, all arms of a study see the same noise in the same order, and
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from iar_study.codebook import Rearrangement
 from iar_study.config import TrainConfig, TrialConfig, identity
@@ -24,10 +24,10 @@ from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
 from iar_study.models.gpt import GPT
-from iar_study.models.losses import token_and_cluster_cross_entropy
 from iar_study.storage import save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
+from iar_study.training.objective import Objective, cluster_weight, mean_loss
 from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like, total
 from iar_study.training.progress import Diverged, Losses, Pace
 from iar_study.training.signals import StopRequest
@@ -41,21 +41,6 @@ READERS = 2
 
 EVALUATED_AT_ONCE = 250
 """Images that are evaluated together; fewer where a part of a batch is smaller."""
-
-
-class Objective(nn.Module):
-    """The model with its losses: what is spread over devices, and computed in the chosen precision."""
-
-    def __init__(self, model: GPT, boundaries: np.ndarray) -> None:
-        super().__init__()
-        self.model = model
-        self.boundaries = torch.from_numpy(boundaries)  # no buffer: on the CPU the loss can look at them at no cost
-
-    def forward(self, labels: Tensor, tokens: Tensor, judge: Judge | None) -> tuple[Tensor, Tensor | None]:
-        """Return (L_TCE, L_CCE), a tensor (2,), and with a `judge` its sums, of labels (B,) and tokens (B, T)."""
-        logits = self.model(labels, tokens[:, :-1])
-        losses = token_and_cluster_cross_entropy(logits, tokens, self.boundaries)
-        return torch.stack(losses), judge.sums(logits.detach(), tokens) if judge else None
 
 
 def step_seed(seed: int, step: int, *part: int) -> int:
@@ -109,7 +94,8 @@ class Training:
         self.fabric, self.config = fabric, config
         self.model = initial_model(config, codes, rearrangement)
         prepare_blocks(self.model, config)
-        self.objective = fabric.setup_module(Objective(self.model, rearrangement.boundaries))
+        objective = Objective(self.model, config.loss, rearrangement, codes.codebook, fabric.device)
+        self.objective = fabric.setup_module(objective)
         # The fused step would unscale float16's gradients itself, after they were to be clipped.
         self.optimizer = make_optimizer(self.model, config.train, fused=config.compute.precision != "float16")
         self.stepper: Any = fabric.setup_optimizers(self.optimizer)
@@ -126,24 +112,29 @@ class Training:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Take 0-based `step` on this process's labels (B,) and tokens (B, T).
 
-        Returns the losses, (2,), the judge's sums, both of this process, and the gradient's norm before clipping.
+        Returns what the objective tells of its losses, (2,) or (3,), the judge's sums, both of this process, and the
+        gradient's norm before clipping.
         """
         config, several = self.config, self.fabric.world_size > 1
         noise = torch.Generator().manual_seed(step_seed(config.seed, step))
         dropped = torch.rand(config.train.batch_size, generator=noise)[self.share] < config.model.class_dropout
         labels = torch.where(dropped, self.model.cls_embedding.n_classes, labels)
-        losses, sums = [], []
+        weight = cluster_weight(config, step)
+        told, sums = [], []
         for part, (some_labels, some_tokens) in enumerate(
             zip(labels.split(self.size), tokens.split(self.size), strict=True), start=1
         ):
             # 1 stands for the augmentations, see `TokenBatches`.
             self._seed(step_seed(config.seed, step, 1 + self.first_part + part))
             with self.fabric.no_backward_sync(self.objective, enabled=several and part < self.parts):
-                of_part, judged = self.objective(
-                    some_labels.to(self.fabric.device), some_tokens.to(self.fabric.device, non_blocking=True), judge
+                loss, of_part, judged = self.objective(
+                    some_labels.to(self.fabric.device),
+                    some_tokens.to(self.fabric.device, non_blocking=True),
+                    judge,
+                    weight,
                 )
-                self.fabric.backward((of_part[0] + config.loss.cluster_weight * of_part[1]) / self.parts)
-            losses.append(of_part.detach())
+                self.fabric.backward(loss / self.parts)
+            told.append(of_part)
             sums.append(judged)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step)
@@ -154,7 +145,7 @@ class Training:
         self.stepper.step()
         self.optimizer.zero_grad()
         self._update_average(step)
-        return torch.stack(losses).mean(0), torch.stack(sums).sum(0) if judge else None, norm
+        return torch.stack(told).mean(0), torch.stack(sums).sum(0) if judge else None, norm
 
     def _seed(self, seed: int) -> None:
         """Seed what this device draws from; `torch.manual_seed` looks at all kinds of devices, for 0.1 ms a step."""
@@ -247,7 +238,7 @@ def train_gpt(
         path, state = found
         training.restore(CheckpointTensors(path))
         precision.load_state_dict(state["precision"])
-        first, losses = state["step"], Losses(fabric, tuple(state["sums"]), state["count"])
+        first, losses = state["step"], Losses(fabric, state["sums"], state["count"])
 
     on_gpu = fabric.device.type == "cuda"
     batches = TokenBatches(codes, rearrangement, settings.batch_size, config.seed, training.share).from_step(
@@ -277,10 +268,10 @@ def train_gpt(
             losses.settle(done)
             metrics: dict[str, float] = {}
             if judged is not None:
-                token_nll, cluster_nll = losses.means()
+                means = losses.means()
                 metrics |= prediction_metrics(total(fabric, judged), "train") | pace.metrics(done)
-                metrics["train/loss"] = token_nll + config.loss.cluster_weight * cluster_nll
-                metrics["train/token_nll"], metrics["train/own_cluster_nll"] = token_nll, cluster_nll
+                metrics["train/loss"] = mean_loss(config.loss, means)
+                metrics["train/token_nll"], metrics["train/own_cluster_nll"] = means[:2]
                 metrics["train/grad_norm"] = float(gathered(grad_norm))
                 metrics["train/lr"] = learning_rate(settings, step)
             if evaluating or sampling:

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from lightning_fabric import Fabric
@@ -24,10 +24,13 @@ class Diverged(ArithmeticError):
 
 
 class Losses:
-    """The losses of the steps since the last point of the journal; they stay on their device until looked at."""
+    """The losses of the steps since the last point of the journal; they stay on their device until looked at.
 
-    def __init__(self, fabric: Fabric, sums: tuple[float, float] = (0.0, 0.0), count: int = 0) -> None:
-        self.fabric, self.sums, self.count = fabric, sums, count
+    `sums` and `count` are what was seen of them before; a step has any number of losses, and every step the same.
+    """
+
+    def __init__(self, fabric: Fabric, sums: Sequence[float] = (), count: int = 0) -> None:
+        self.fabric, self.sums, self.count = fabric, list(sums), count
         self.unseen: list[Tensor] = []
 
     def settle(self, done: int) -> None:
@@ -35,17 +38,17 @@ class Losses:
         if not self.unseen:
             return
         seen = total(self.fabric, torch.stack(self.unseen)) / self.fabric.world_size
-        for step, (tce, cce) in enumerate(seen.tolist(), start=done - len(seen) + 1):
-            if not math.isfinite(tce + cce):
+        for step, losses in enumerate(seen.tolist(), start=done - len(seen) + 1):
+            if not all(map(math.isfinite, losses)):
                 raise Diverged(step)
-            self.sums = (self.sums[0] + tce, self.sums[1] + cce)
+            self.sums = [before + loss for before, loss in zip(self.sums or [0.0] * len(losses), losses, strict=True)]
             self.count += 1
         self.unseen.clear()
 
-    def means(self) -> tuple[float, float]:
-        """Return the mean token and cluster loss, and begin anew."""
-        means = (self.sums[0] / self.count, self.sums[1] / self.count)
-        self.sums, self.count = (0.0, 0.0), 0
+    def means(self) -> list[float]:
+        """Return the mean of each loss over the steps, and begin anew."""
+        means = [loss / self.count for loss in self.sums]
+        self.sums, self.count = [], 0
         return means
 
 

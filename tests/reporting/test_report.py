@@ -1,7 +1,8 @@
+import csv
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
-from urllib.parse import unquote
+from itertools import groupby
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -11,27 +12,34 @@ from PIL import Image
 
 from iar_study.errors import InputError
 from iar_study.reporting.report import conclusion, markdown, write_index, write_report
+from iar_study.reporting.tables import verdict_rows
+from iar_study.study.claims import Better, Claim, Exact, NotTested, judge
+from tests.reporting.pages import Page, rendered
 
 FD, NLL = "fd/classifier@2k", "val/token_nll"
 ODD = "<script>alert('1')</script> 50% a_b|c*d `e` [f](g)"
 
 
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags, the addresses it asks for, its text."""
+def claim(name, rule, study="components", **changed):
+    return Claim(
+        name,
+        **{"sentence": f"It is said: {name}.", "source": "ours", "limits": "Else none."} | changed,
+        study=study,
+        rule=rule,
+    )
 
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.ids, self.text, self.alts = [], [], [], "", []
-        self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [values[key] for key in ("src", "href") if key in values]
-        self.alts += [values.get("alt")] if tag == "img" else []
-
-    def handle_data(self, data):
-        self.text += data
+CLAIMS = [
+    claim("iar helps", Better("iar", "fd")),
+    claim("random clusters help", Better("random", "fd")),
+    claim("the order helps", Better("rearranged", "val/token_nll")),
+    claim("plain helps", Better("plain", "fd")),
+    claim("the order is free", Exact("equivariance", 1e-9)),
+    claim("balance helps", Better("balanced", "fd"), study="balance"),
+    claim("all generators", NotTested("one generator is built here"), study=None),
+]
+ANSWERS = ("supported", "contradicted", "inconclusive", "not tested", "supported")
+"""The verdicts on those that the study `components` tests."""
 
 
 def files(folder):
@@ -44,7 +52,8 @@ def ascii_minus(text):
 
 def light(results):
     """Drop what takes long to draw and is not looked at."""
-    return replace(results, curves=results.curves[:0], final=results.final[results.final["metric"].isin([FD, NLL])])
+    final = results.final[results.final["metric"].isin([FD, NLL])]
+    return replace(results, curves=results.curves[:0], final=final, positions={})
 
 
 def without(results, arm):
@@ -53,87 +62,166 @@ def without(results, arm):
         final=results.final[results.final["arm"] != arm],
         curves=results.curves[results.curves["arm"] != arm],
         samples={name: grid for name, grid in results.samples.items() if name != arm},
-        missing=pd.DataFrame({"arm": [arm] * 2, "seed": [0, 1], "status": "not finished", "step": [40.0, np.nan]}),
+        positions={name: of for name, of in results.positions.items() if name != arm},
+        missing=pd.DataFrame({"arm": arm, "seed": [0, 1, 2], "status": "not finished", "step": [40.0, np.nan, np.nan]}),
     )
 
 
+def with_values(results, metric, arm, values):
+    """Give the seeds of an arm these values."""
+    final = results.final.copy()
+    final.loc[(final["metric"] == metric) & (final["arm"] == arm), "value"] = values
+    return replace(results, final=final)
+
+
+def values_of(results, metric, arm):
+    final = results.final
+    return final.loc[(final["metric"] == metric) & (final["arm"] == arm), "value"].to_numpy()
+
+
 @pytest.fixture(scope="module")
-def report(results, tmp_path_factory):
-    return write_report(results, tmp_path_factory.mktemp("reports"))
+def verdicts(results):
+    return judge(CLAIMS, results)
+
+
+@pytest.fixture(scope="module")
+def report(results, verdicts, tmp_path_factory):
+    return write_report(results, tmp_path_factory.mktemp("reports"), verdicts)
 
 
 @pytest.fixture(scope="module")
 def page(report):
-    return report.read_text()
+    return Page(report.read_text())
 
 
-def test_same_results_same_bytes(results, report, tmp_path):
+@pytest.fixture(scope="module")
+def marked(report):
+    """The Markdown page, rendered."""
+    return Page(rendered(report.with_suffix(".md")))
+
+
+def test_same_results_same_bytes(results, verdicts, report, tmp_path):
     shuffled = replace(
         results,
         final=results.final.sample(frac=1, random_state=0),
         curves=results.curves.sample(frac=1, random_state=0),
     )
-    again = write_report(shuffled, tmp_path)
+    again = write_report(shuffled, tmp_path, verdicts)
     assert files(again.parent) == files(report.parent)
 
 
-def test_everything_the_page_asks_for_is_there(report, page):
-    local = [a for a in Page(page).addresses if not re.match("https://|data:", a)]
-    assert len(local) >= 12
-    assert all((report.parent / unquote(address)).is_file() for address in local)
-    drawn = re.findall(r"!\[.*?\]\((.*?)\)", (report.parent / "index.md").read_text())
-    assert len(drawn) >= 11
-    assert all((report.parent / name).is_file() for name in drawn)
+def test_the_folder_holds_these_files_and_no_others(report):
+    compared = ("fd-classifier-2k", "val-token_nll", "class_agreement-classifier-2k", "val-cluster_accuracy")
+    curves = ("val-token_nll", "val-cluster_accuracy", "train-token_nll")
+    drawn = {f"difference-{metric}.png" for metric in compared}
+    drawn |= {f"{kind}-{metric}.png" for kind in ("curve", "curve-difference") for metric in curves}
+    drawn |= {"quality-fd-classifier-2k.png", "positions.png", "samples.png", "reconstructions.png"}
+    assert files(report.parent).keys() == drawn | {"index.html", "index.md", "results.csv", "verdicts.csv"}
+
+
+def test_everything_the_pages_ask_for_is_there(report, page, marked):
+    pictures = {path.name for path in report.parent.glob("*.png")}
+    for text, csv_files in ((page, {"results.csv"}), (marked, {"results.csv"})):
+        local = [unquote(a) for a in text.addresses if not re.match("https://|data:", a)]
+        assert set(local) == pictures | csv_files
+        assert all((report.parent / address).is_file() for address in local)
 
 
 def test_the_page_is_small_and_needs_no_script(report, page):
     assert sum(map(len, files(report.parent).values())) < 1_000_000
-    assert "script" not in Page(page).tags
-    assert all(Page(page).alts)
+    assert "script" not in page.tags
+    assert len(page.alts) == 14
+    assert all(page.alts)
     with Image.open(report.parent / "samples.png") as picture:
         assert picture.info.keys() <= {"dpi"}
 
 
-def test_what_a_reader_looks_for_comes_in_order(page, results):
-    text = Page(page).text
-    parts = [results.question, results.claim, conclusion(results), "Every arm", "What was run", "Differences", "During"]
-    parts += ["Samples", "before and after", "Wrong token", "not comparable with the numbers", "How each metric"]
-    places = [text.rindex(part) for part in parts]
+def test_what_a_reader_looks_for_comes_in_order(page, marked, results):
+    first = [results.question, results.claim, conclusion(results), "Verdicts, at this scale"]
+    places = [page.text.rindex(part) for part in first]
     assert places == sorted(places)
-    assert "iar-study run components --profile quick --seeds 0 1" in text
-    assert "28 such comparisons, each at 95% by itself and without correction" in text
-    assert all(trial[:12] in text for trial in results.final["trial"])
-    assert all(run_id in text for run_id in results.final["run_id"])
+    shared = [
+        "What these seeds can and cannot show",
+        "What was run",
+        "Differences from the baseline",
+        "During training",
+        "How much training until the baseline's final quality",
+        "By position in the image",
+        "Samples",
+        "The tokenizer, before and after rearrangement",
+        "Wrong token, right cluster?",
+        "Published figures, apart from ours",
+        "How each metric is defined",
+        "Where the numbers come from",
+    ]
+    beside = [f"{title}: every arm beside the baseline" for title in ("Samples", "Predictions on held-out images")]
+    assert [title.replace("\u2019", "'") for title in page.headings] == ["Verdicts, at this scale", *beside, *shared]
+    assert marked.headings == ["Verdicts, at this scale", "Every arm beside the baseline", *shared]
+
+
+def test_the_pages_tell_how_to_check_them(page, marked, results):
+    for text in (page, marked):
+        assert "iar-study run components --profile quick --seeds 0 1 2" in text.words
+        assert "not comparable with the numbers above" in text.words
+        assert "corrected by Holm for all arms of this study in this metric" in text.words
+        assert "and this page compares 15 of them" in text.words
+        (trials,) = text.under("Where the numbers come from")
+        ids = results.final[["arm", "seed", "trial", "run_id"]].drop_duplicates()
+        expected = [[arm, str(seed), trial[:12], run] for arm, seed, trial, run in ids.itertuples(index=False)]
+        assert trials[1:] == expected
+
+
+def test_every_metric_that_is_shown_is_defined(report, page, marked, results):
+    shown = [*dict.fromkeys(results.final["metric"]), "train/token_nll"]
+    assert sorted(re.findall("<dt>.*?<code>(.*?)</code>", report.read_text())) == sorted(shown)
+    for text in (page, marked):
+        assert "2k samples, classifier features. Not FID: other features. Lower is better." in text.words
+    assert all(f"({key})" in marked.words for key in shown)
 
 
 def test_the_numbers_are_in_the_csv(report, results):
-    table = pd.read_csv(report.parent / "results.csv", float_precision="round_trip")
-    assert len(table) == len(results.final)
-    assert list(table.columns) == list(results.final.columns)
-    np.testing.assert_array_equal(np.sort(table["value"]), np.sort(results.final["value"]))
+    with (report.parent / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(results.final.columns)
+    named = {(row["arm"], int(row["seed"]), row["metric"]): float(row["value"]) for row in rows}
+    columns = ("arm", "seed", "metric", "value")
+    assert named == {tuple(key): value for *key, value in results.final[list(columns)].itertuples(index=False)}
+    assert len(rows) == len(results.final)
 
 
 def test_conclusion_tells_findings_scale_and_limit(results):
     said = conclusion(results)
-    assert said.startswith("On fashion-mnist (28 x 28 pixels; GPT, 0.28 M weights; 2 seeds), compared with baseline")
+    assert said.startswith("On fashion-mnist (28 x 28 pixels; GPT, 0.28 M weights; 3 seeds), compared with baseline")
     assert re.search(
-        r"FD \(classifier\) is better for iar \(-6\.\d+ \[-[\d.]+, -[\d.]+\]\), worse for random", ascii_minus(said)
+        r"FD \(classifier, 2k\) is better for iar \(-6\.\d+ \[-[\d.]+, -[\d.]+\]\), "
+        r"worse for blocks \(\+0\.\d+ \[\+[\d.]+, \+[\d.]+\]\) and random \(\+2\.\d+ \[\+[\d.]+, \+[\d.]+\]\), "
+        "inconclusive for rearranged; token NLL is",
+        ascii_minus(said),
     )
-    assert "inconclusive for rearranged and blocks; token NLL is" in said
     assert said.endswith("none of it says anything about other data or other sizes.")
     assert said.count(". ") == 0
 
 
 def test_conclusion_is_never_stronger_than_its_intervals(build):
     said = conclusion(build(seeds=(0,)))
-    assert "FD (classifier) is inconclusive for every arm; token NLL is inconclusive for every arm" in said
+    assert "FD (classifier, 2k) is inconclusive for every arm; token NLL is inconclusive for every arm" in said
     assert "does not show equality" in said
-    assert not re.search("better|worse", said)
+    assert not re.search("better|worse|equal for", said)
+
+
+def test_conclusion_is_never_stronger_than_holms_correction(build):
+    """A difference that would count alone does not among four that are no clearer."""
+    alone, among = build(arms={"baseline": "", "iar": ""}), build()
+    for results, said in ((alone, r"better for iar \(-1\.000"), (among, "inconclusive for every arm")):
+        shifted = results
+        for arm in [arm for arm in results.arms if arm != "baseline"]:
+            shifted = with_values(shifted, FD, arm, values_of(results, FD, "baseline") - [0.7, 1.0, 1.3])
+        assert re.search(rf"FD \(classifier, 2k\) is {said}", ascii_minus(conclusion(shifted)))
 
 
 def test_conclusion_without_headline_metric(results):
     said = conclusion(replace(results, final=results.final[results.final["metric"] != FD]))
-    assert "FD (classifier) was not measured; token NLL is better" in said
+    assert "FD was not measured; token NLL is better" in said
 
 
 def test_conclusion_of_a_lone_baseline(results):
@@ -141,17 +229,14 @@ def test_conclusion_of_a_lone_baseline(results):
     assert "only the baseline baseline was run" in conclusion(lone)
 
 
-def test_a_bound_is_not_rounded_to_the_zero_it_excludes(results, tmp_path):
-    final = results.final.copy()
-    for seed, gain in enumerate((0.0300, 0.0303)):
-        rows = (final["metric"] == FD) & (final["seed"] == seed)
-        final.loc[rows & (final["arm"] == "baseline"), "value"] = 41.0
-        final.loc[rows & (final["arm"] == "iar"), "value"] = 41.0 - gain
-    said = ascii_minus(conclusion(replace(results, final=final)))
-    assert "better for iar (-0.03 [-0.03, -0.03])" in said
-    final.loc[rows & (final["arm"] == "iar"), "value"] = 41.0 - 0.0345
-    said = ascii_minus(conclusion(replace(results, final=final)))
-    assert "better for iar (-0.032 [-0.061, -0.004])" in said
+def test_a_bound_is_not_rounded_to_the_zero_it_excludes(build):
+    results = build(arms={"baseline": "", "iar": ""})
+    results = with_values(results, FD, "baseline", 41.0)
+    said = ascii_minus(conclusion(with_values(results, FD, "iar", 41 - np.array([0.0300, 0.0301, 0.0302]))))
+    assert "better for iar (-0.030 [-0.030, -0.030])" in said
+    # The interval ends at -0.0003: with three digits it would seem to hold 0.
+    said = ascii_minus(conclusion(with_values(results, FD, "iar", 41 - 0.015 - 0.0059174 * np.array([-1, 0, 1]))))
+    assert "better for iar (-0.0150 [-0.0297, -0.0003])" in said
 
 
 def test_many_findings_are_named_without_their_intervals(build):
@@ -160,10 +245,38 @@ def test_many_findings_are_named_without_their_intervals(build):
     arms = (final["metric"] == FD) & (final["arm"] != "k0")
     final.loc[arms, "value"] -= 30
     said = conclusion(replace(results, final=final))
-    assert "FD (classifier) is better for k1, k2, k3, k4 and k5;" in said
+    assert "FD (classifier, 2k) is better for k1, k2, k3, k4 and k5;" in said
     final.loc[arms & ~final["arm"].isin(["k1"]), "value"] += 30 + 100 * final["seed"]
     said = conclusion(replace(results, final=final))
-    assert "inconclusive for the other 4 arms;" in said
+    assert re.search(r"FD \(classifier, 2k\) is better for k1 \(.*?\), inconclusive for the other 4 arms;", said)
+
+
+def test_the_same_numbers_are_called_equal(build, tmp_path):
+    results = light(build(arms={"baseline": "", "rearranged": "", "iar": ""}))
+    same = values_of(results, NLL, "baseline")
+    results = with_values(with_values(results, NLL, "rearranged", same), NLL, "iar", same - [0.1, 0.1, 0.11])
+    said = conclusion(results)
+    assert re.search(r"token NLL is better for iar \(.*?\), equal for rearranged; inconclusive means", said)
+    path = write_report(replace(results, samples={}, reconstructions={}), tmp_path)
+    page, marked = Page(path.read_text()), Page(rendered(path.with_suffix(".md")))
+    assert said in page.words
+    (rows,) = page.under("Predictions on held-out images")
+    assert re.fullmatch(r"3\.\d{4} ± 0\.\d{4} Δ 0\.0000 \[0\.0000, 0\.0000\] equal", rows[2][1])
+    _, rows = marked.under("Every arm beside the baseline")
+    assert rows[2][2:] == ["0.0000 [0.0000, 0.0000]", "", "equal"]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_where_all_numbers_are_the_same_nothing_is_inconclusive(build, seeds):
+    results = build(arms={"baseline": "", "rearranged": "", "iar": ""}, seeds=seeds)
+    for metric in (FD, NLL):
+        for arm in ("rearranged", "iar"):
+            results = with_values(results, metric, arm, values_of(results, metric, "baseline"))
+    said = conclusion(results)
+    assert (
+        "FD (classifier, 2k) is equal for rearranged and iar; token NLL is equal for rearranged and iar; none" in said
+    )
+    assert "inconclusive" not in said
 
 
 @pytest.mark.parametrize("make", ["one seed", "missing arm", "missing baseline", "not a number", "bare"])
@@ -181,32 +294,55 @@ def test_gaps_are_shown_not_hidden(build, results, tmp_path, make):
         results = replace(results, final=final)
     else:
         results = replace(results, samples={}, reconstructions={}, curves=results.curves[:0], class_names=(), scale={})
-    text = Page(write_report(results, tmp_path).read_text()).text
-    said = conclusion(results)
+        results = replace(results, positions={}, exact={}, n_codes=0, tokens_per_step=0)
+    page = Page(write_report(results, tmp_path).read_text())
+    text, said = page.text, conclusion(results)
     assert said in text
     assert "nan" not in re.sub("[^a-z ]", "", text).split()
     if make == "one seed":
         assert "inconclusive for every arm" in said
         assert "--seeds 3" in text
+        assert not page.under("What these seeds")
     elif make == "missing arm":
-        assert "of 10 trials 2 not finished" in said
+        assert "of 15 trials 3 not finished" in said
         assert "No samples of blocks." in text
-        assert "0 of 2 seeds" in text
+        assert "0 of 3 seeds" in text
         assert "Missing trials" in text
+        assert [row[0] for row in page.under("What these seeds")[0]] == ["arm", "rearranged", "random", "iar"]
     elif make == "missing baseline":
         assert "inconclusive for every arm" in said
+        assert not page.under("What these seeds")
     elif make == "not a number":
-        assert "1 of 2 seeds, 1 not finite" in text
+        assert "2 of 3 seeds, 1 not finite" in text
         assert re.search("token NLL is worse for random .*, inconclusive for rearranged, blocks and iar", said)
     else:
-        assert "On a data set not stated (image size not stated; model size not stated; 2 seeds)" in said
+        assert "On a data set not stated (image size not stated; no GPT; 3 seeds)" in said
 
 
-def test_quality_over_training_is_drawn_from_two_sampled_points_on(results, report, page, tmp_path):
-    name, caption = "quality-samples-fd_classifier.png", "How soon each arm reaches a quality"
+def test_positions_without_those_of_the_baseline_cost_the_figure_alone(results, tmp_path):
+    positions = {"iar": results.positions["iar"]}
+    results = replace(without(light(results), "baseline"), positions=positions, samples={}, reconstructions={})
+    path = write_report(results, tmp_path)
+    assert not (path.parent / "positions.png").exists()
+    assert "By position in the image" not in path.read_text()
+
+
+def test_positions_are_shown_where_they_were_measured(results, report, page, marked, tmp_path):
+    caption = "Mean over seeds, by position of the token in the image"
+    assert (report.parent / "positions.png").is_file()
+    for text in (page, marked):
+        assert caption in text.words
+        assert "By position in the image" in text.headings
+    again = write_report(replace(light(results), samples={}, reconstructions={}), tmp_path)
+    assert not (again.parent / "positions.png").exists()
+    assert caption not in Page(again.read_text()).words
+
+
+def test_quality_over_training_is_drawn_from_two_sampled_points_on(results, report, page, marked, tmp_path):
+    name, caption = "quality-fd-classifier-2k.png", "How soon each arm reaches a quality"
     assert (report.parent / name).is_file()
-    assert caption in Page(page).text
-    assert caption in (report.parent / "index.md").read_text()
+    assert caption in page.words
+    assert caption in marked.words
     once = results.curves[(results.curves["metric"] == FD) & (results.curves["step"] == 500)]
     again = write_report(replace(light(results), curves=once, samples={}), tmp_path)
     assert not (again.parent / name).exists()
@@ -214,14 +350,18 @@ def test_quality_over_training_is_drawn_from_two_sampled_points_on(results, repo
 
 def test_a_report_without_pictures_to_compare_with_says_so(results, tmp_path):
     final, curves = (frame[~frame["metric"].str.contains("@")] for frame in (results.final, results.curves))
-    scale = {**results.scale, "FD (classifier)": "not measured: encoded data without images"}
-    results = replace(results, final=final, curves=curves, scale=scale, reconstructions={})
+    scale = {**results.scale, "FD": "not measured: encoded data without images"}
+    results = replace(results, final=final, curves=curves, scale=scale, reconstructions={}, positions={})
     path = write_report(results, tmp_path)
-    text = Page(path.read_text()).text
-    assert "FD (classifier) was not measured; token NLL is better" in text
-    assert "not measured: encoded data without images" in text
-    assert {p.name for p in path.parent.glob("*samples*")} == {"samples.png"}
-    assert "nan" not in text.lower()
+    page = Page(path.read_text())
+    assert "FD was not measured; token NLL is better" in page.text
+    assert "not measured: encoded data without images" in page.text
+    # The samples themselves are shown, but nothing is told of them.
+    assert (path.parent / "samples.png").is_file()
+    assert not [p.name for p in path.parent.iterdir() if re.search("fd|class_agreement", p.name)]
+    assert not page.under("Samples")
+    assert "and this page compares 8 of them" in page.words
+    assert "nan" not in page.text.lower()
 
 
 def test_missing_trials_say_how_far_they_got(results, tmp_path):
@@ -230,42 +370,96 @@ def test_missing_trials_say_how_far_they_got(results, tmp_path):
         columns=results.missing.columns,
     )
     path = write_report(replace(light(results), missing=missing, samples={}), tmp_path)
-    lines = [
-        line for line in path.with_suffix(".md").read_text().splitlines() if "not finished" in line or "237" in line
+    expected = [["blocks", "0", "not finished, at step 40"], ["random", "1", "not finished"]]
+    expected.append(["iar", "1", "diverged at step 237"])
+    for page in (Page(path.read_text()), Page(rendered(path.with_suffix(".md")))):
+        (rows,) = page.under("Missing trials")
+        assert rows[1:] == expected
+
+
+def test_verdicts_stand_in_both_pages(report, page, marked, verdicts):
+    assert tuple(verdict.verdict for verdict in verdicts) == ANSWERS
+    (shown,), (in_markdown,) = page.under("Verdicts, at this scale"), marked.under("Verdicts, at this scale")
+    assert shown[0] == ["claim", "verdict", "evidence"]
+    assert in_markdown[0] == ["claim", "verdict", "evidence", "rule"]
+    rows = verdict_rows(verdicts)
+    assert shown[1:] == [
+        [f"{r['sentence']} {r['source']}", r["verdict"], f"{r['evidence']} {r['rule']} Limits: {r['limits']}"]
+        for r in rows
     ]
-    assert lines[-3:] == [
-        "| blocks | 0 | not finished, at step 40 |",
-        "| random | 1 | not finished |",
-        "| iar | 1 | diverged at step 237 |",
+    assert in_markdown[1:] == [
+        [f"{r['sentence']} ({r['source']})", r["verdict"], r["evidence"], f"{r['rule']} Limits: {r['limits']}"]
+        for r in rows
     ]
+    assert "arm 'plain' was not run" in shown[4][2]
+    assert "equivariance is off by 3.1e\N{MINUS SIGN}16" in shown[5][2]
+    looks = [name.removeprefix("verdict ") for name in page.classes if name.startswith("verdict ")]
+    assert looks == [answer.replace(" ", "-") for answer in ANSWERS]
+
+
+def test_verdicts_csv_holds_what_the_page_tells(report, verdicts):
+    with (report.parent / "verdicts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == verdict_rows(verdicts)
+    first = rows[0]
+    assert list(first) == ["claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits"]
+    assert (first["claim"], first["study"], first["verdict"]) == ("iar helps", "components", "supported")
+    assert first["sentence"] == "It is said: iar helps."
+    assert first["evidence"].startswith("iar minus baseline in FD (classifier, 2k): \N{MINUS SIGN}6.08 [")
+    assert first["rule"] == CLAIMS[0].rule.text()
+    assert (first["source"], first["limits"]) == ("ours", "Else none.")
+
+
+def test_a_study_that_tests_no_claim_has_no_verdicts(results, tmp_path):
+    path = write_report(replace(light(results), samples={}, reconstructions={}), tmp_path)
+    assert not any(
+        "erdict" in text for text in (path.read_text().partition("</style>")[2], path.with_suffix(".md").read_text())
+    )
+    assert (path.parent / "verdicts.csv").read_text() == "claim,sentence,study,verdict,evidence,rule,source,limits\n"
 
 
 def test_odd_names_are_shown_as_they_are(build, tmp_path):
-    arms = {"base": "plain", ODD: ODD}
+    study, arms = "100% <b>|_", {"base": "plain", ODD: ODD}
     command = "iar-study run '100% <b>|_' --set 'data.name=folder:a b|c'"
     results = replace(
-        build(arms=arms, study="100% <b>|_"),
+        build(arms=arms, study=study),
         question=ODD,
         claim=ODD,
         settings={"data.name": "folder:a b|c"},
         command=command,
     )
     results = replace(results, curves=results.curves[results.curves["metric"] == NLL], reconstructions={})
-    path = write_report(results, tmp_path)
-    assert path == tmp_path / "100% <b>|_" / "index.html"
-    page = Page(path.read_text())
-    assert "script" not in page.tags
-    assert page.text.count(ODD) >= 4
-    assert command in page.text
-    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(path.with_suffix(".md").read_text())
-    shown = Page(rendered)
-    assert "script" not in shown.tags
-    assert shown.text.count(ODD) >= 4
-    rows = [row.count("<td") for row in re.findall("<tr>.*?</tr>", rendered, re.S)]
-    assert set(rows) == {0, 2, 4, 6}
-    index = Page(write_index(tmp_path).read_text())
+    odd = f'{ODD} "g", h;\n&amp; \N{MINUS SIGN}1'
+    claims = [claim(odd, Better(ODD, "fd"), study=study, sentence=f"s {odd}", source=f"o {odd}", limits=f"l {odd}")]
+    verdicts = judge(claims, results)
+    path = write_report(results, tmp_path, verdicts)
+    assert path == tmp_path / study / "index.html"
+    page, source = Page(path.read_text()), path.with_suffix(".md").read_text()
+    shown = Page(rendered(path.with_suffix(".md")))
+    one_line = " ".join(odd.split())
+    for text in (page, shown):
+        assert "script" not in text.tags
+        assert text.text.count(ODD) >= 4
+        assert command in text.text
+        assert all(f"{part} {one_line}" in text.words for part in "sol")
+        (rows,) = text.under("Verdicts")
+        assert f"{ODD} minus base in FD (classifier, 2k): " in rows[1][2]
+        of_arms = [rows for _, rows in text.tables if rows[0][0] == "arm"]
+        assert len(of_arms) == (7 if text is page else 19)
+        assert all(any(row[0].startswith(ODD) for row in rows) for rows in of_arms)
+        assert all(len({len(row) for row in rows}) == 1 for _, rows in text.tables)
+    # A table cuts off what is too much in a row, so the bars are counted, in the text itself.
+    for is_row, lines in groupby(source.splitlines(), lambda line: line.startswith("|")):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert not is_row or len(bars) == 1
+    with (path.parent / "verdicts.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == verdict_rows(verdicts)
+    index = Page(write_index(tmp_path, claims).read_text())
     assert "script" not in index.tags
-    assert all((tmp_path / unquote(link)).is_file() for link in index.addresses if link != "data:,")
+    assert all(f"{part} {one_line}" in index.words for part in "sol")
+    links = [urlsplit(link) for link in index.addresses if link != "data:,"]
+    assert [link.fragment for link in links] == ["verdicts", ""]
+    assert all((tmp_path / unquote(link.path)).is_file() for link in links)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../out", "a/b", ".hidden"])
@@ -321,10 +515,73 @@ def test_index_lists_reports_and_nothing_else(results, tmp_path):
     page = Page(write_index(tmp_path).read_text())
     assert conclusion(results) in page.text
     assert page.addresses == ["data:,", "components/index.html"]
+    assert not page.tables
+
+
+def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
+    bare = replace(light(results), samples={}, reconstructions={})
+    write_report(bare, tmp_path, verdicts)
+    other = replace(bare, study="balance")
+    write_report(other, tmp_path, judge(CLAIMS, other))
+    page = Page(write_index(tmp_path, CLAIMS).read_text())
+    (rows,) = page.under("What holds so far")
+    assert rows[0] == ["claim", "verdict", "evidence"]
+    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS]
+    answers = [f"{answer} components" for answer in ANSWERS]
+    assert [row[1] for row in rows[1:]] == [*answers, "not tested balance", "not tested"]
+    told = [*(verdict.evidence for verdict in verdicts), "arm 'balanced' was not run", "one generator is built here"]
+    assert [row[2] for row in rows[1:]] == [f"{evidence} Limits: Else none." for evidence in told]
+    links = ["components/index.html#verdicts"] * 5 + ["balance/index.html#verdicts"]
+    assert page.addresses == ["data:,", *links, "balance/index.html", "components/index.html"]
+    assert "not-tested" in " ".join(page.classes)
+    for study in ("components", "balance"):
+        assert 'id="verdicts"' in (tmp_path / study / "index.html").read_text()
+
+
+def test_index_before_any_report_says_that_nothing_is_tested(tmp_path):
+    page = Page(write_index(tmp_path, CLAIMS).read_text())
+    (rows,) = page.under("What holds so far")
+    assert {row[1] for row in rows[1:]} == {"not tested"}
+    evidence = [row[2].partition(" Limits")[0] for row in rows[1:]]
+    assert evidence == ["study components was not run"] * 5 + [
+        "study balance was not run",
+        "one generator is built here",
+    ]
+    assert page.addresses == ["data:,"]
+    assert "No report yet" in page.text
+
+
+def test_index_follows_a_report_that_was_written_again(results, verdicts, tmp_path):
+    bare = replace(light(results), samples={}, reconstructions={})
+    write_report(bare, tmp_path, verdicts)
+    write_index(tmp_path, CLAIMS)
+    worse = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
+    write_report(worse, tmp_path, judge(CLAIMS, worse))
+    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
+    assert rows[1][1] == "contradicted components"
+    # A claim that is no longer made is not told of, though the report still tells of it.
+    (rows,) = Page(write_index(tmp_path, CLAIMS[1:]).read_text()).under("What holds so far")
+    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS[1:]]
+
+
+def test_index_does_not_deny_a_study_whose_report_is_older_than_the_claim(results, verdicts, tmp_path):
+    write_report(replace(light(results), samples={}, reconstructions={}), tmp_path, verdicts[1:])
+    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
+    assert rows[1][1].startswith("not tested")
+    assert "study components was not run" not in rows[1][2]
+
+
+def test_index_follows_the_study_and_not_a_copy_that_was_put_aside(results, verdicts, tmp_path):
+    bare = replace(light(results), samples={}, reconstructions={})
+    old = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
+    write_report(old, tmp_path, judge(CLAIMS, old)).parent.rename(tmp_path / "components-old")
+    write_report(bare, tmp_path, verdicts)
+    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
+    assert rows[1][1] == "supported components"
 
 
 @pytest.mark.parametrize("text", ["1. one", "- a", "+ b", "a | b", "<b>", "# x", "$x$", "&amp;", "`c`", "a\nb", "5.46"])
 def test_markdown_shows_text_as_it_is(text):
-    rendered = Page(MarkdownIt("commonmark").render(markdown(text)))
-    assert rendered.tags == ["p"]
-    assert rendered.text.strip() == " ".join(text.split())
+    shown = Page(MarkdownIt("commonmark").render(markdown(text)))
+    assert shown.tags == ["p"]
+    assert shown.text.strip() == " ".join(text.split())

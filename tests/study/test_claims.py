@@ -196,7 +196,7 @@ def test_evidence_has_difference_interval_seeds_and_p():
     (told,) = judge([claim(Better("iar", "fd"))], found)
     assert told.evidence == (
         "iar minus base in FD (classifier, 2k): \N{MINUS SIGN}4 [\N{MINUS SIGN}4.248, \N{MINUS SIGN}3.752], 3 seeds, "
-        "p = 0.00021 (0.00042 by Holm over 2 arms): better"
+        "p < 0.001 (<0.001 by Holm over 2 arms): better"
     )
     (told,) = judge([claim(Above("fd", 8.0))], found)
     assert told.evidence == "FD (classifier, 2k) of base minus 8: +1.2 [+0.7032, +1.697], 3 seeds, p = 0.0091"

@@ -99,11 +99,22 @@ def test_equal_trials_are_counted_once_and_unequal_ones_apart(planned):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", [name for name, study in STUDIES.items() if study.kind != "near-codes"])
 def test_every_study_can_be_planned_at_every_profile(planned, study, profile):
     plan = planned(study, profile)
     assert plan.total.gpu_hours > 0
     assert max(map(len, plan_text(plan).splitlines())) <= 120 + len(str(Path.cwd()))
+
+
+def test_arms_of_another_codebook_than_that_of_given_codes_are_named(planned):
+    assert "codebook" not in needs(planned("codebook-size", "full"))
+    assert "codebook" not in needs(planned("components", "paper"))
+    plan = planned("codebook-size", "paper")
+    assert needs(plan)["codebook"] == (
+        "codes:data/imagenet256 are of 16,384 codes; arms ask for 4096, 8192 or 32768; "
+        "leave these arms out: --arms baseline iar"
+    )
+    assert "codebook" not in needs(planned("codebook-size", "paper", arms=["baseline", "iar"]))
 
 
 def test_the_text_says_what_the_json_says(planned):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from iar_study.evaluation.metrics import FIDELITY, fidelity_key
 from iar_study.models.vq import VQConfig, VQModel, to_uint8
 from iar_study.study import stages
 from iar_study.study.doctor import examine
-from iar_study.study.study import load_profile
+from iar_study.study.study import arm_config, load_profile, load_study
 from iar_study.study.workspace import Workspace
 from tests.study.conftest import ROOT, encode_digits
 
@@ -62,6 +63,21 @@ def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Wo
     assert known["exact"]["decoding"] == 0
     assert known["exact"]["equivariance"] < 1e-12
     assert 0 < known["classifier_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+def test_in_a_frozen_workspace_nothing_is_made_and_what_is_made_is_found(
+    workspace: Workspace, encoded: dict[str, str], encodes: bool
+) -> None:
+    frozen, settings = replace(workspace, frozen=True), encoded if encodes else SMALL
+    with pytest.raises(stages.NotMade) as missing:
+        prepare(frozen, settings)
+    assert (missing.value.kind, not workspace.cache.exists()) == ("clustering" if encodes else "tokenizer", True)
+    shared = prepare(workspace, settings)
+    assert prepare(frozen, settings) == shared
+    assert set(shared.products) == {path.name for path in workspace.cache.iterdir()}
+    shared.exactness.unlink()
+    assert prepare(frozen, settings) == shared  # it does not tell trials apart
 
 
 def test_of_encoded_images_nothing_is_trained(workspace: Workspace, encoded: dict[str, str]) -> None:
@@ -149,6 +165,11 @@ def edit_index(folder: Path, split: str, key: str, value: object) -> None:
         ({"tokenizer.patch": "4"}, r"patch is 4, but 2 in"),
         ({"data.image_size": "16"}, r"image_size = 16, but .* of images of 8: 4 x 4 tokens"),
         ({"clustering.strategy": "balanced", "clustering.n_clusters": "7"}, "7 does not divide the 64 codes"),
+        (
+            {"clustering.strategy": "balanced", "loss.coarse_weight": "1", "loss.coarse_clusters": "3"},
+            r"coarse_clusters = 3 does not divide the number of clusters, 8",
+        ),
+        ({"loss.smoothing": "0.1", "loss.smoothing_over": "cluster"}, "needs more than one cluster"),
         ({"data.name": "digits"}, r"tokenizer\.checkpoint is for data codes:PATH only; for digits, one is trained"),
         ({"data.name": "codes:", "tokenizer.checkpoint": "none"}, "no data named 'codes:'"),
     ],
@@ -159,6 +180,44 @@ def test_settings_that_do_not_fit_are_one_line(
     with pytest.raises(InputError, match=message) as error:
         stages.check(smoke(encoded | settings))
     assert "\n" not in str(error.value)
+
+
+def test_arms_of_another_codebook_than_that_of_encoded_images_are_refused(encoded: dict[str, str]) -> None:
+    study = load_study(ROOT / "experiments", "codebook-size")
+    sizes = {"-quarter": 16, "-half": 32, "": 64, "-double": 128}
+    for arm in study.arms:
+        config = arm_config(study, arm, smoke(encoded), 0)
+        assert config.tokenizer.codebook_size == sizes[arm.name.removeprefix("baseline").removeprefix("iar")]
+        if config.tokenizer.codebook_size == 64:
+            stages.check(config)
+        else:
+            with pytest.raises(InputError, match=r"codebook_size is \d+, but 64 in .*tokenizer\.safetensors") as error:
+                stages.check(config)
+            assert "\n" not in str(error.value)
+
+
+def test_an_order_makes_another_product_of_the_same_clusters(workspace: Workspace, encoded: dict[str, str]) -> None:
+    settings = {**encoded, "clustering.strategy": "balanced"}
+    found = [
+        prepare(workspace, {**settings, **order})
+        for order in ({}, {"clustering.within": "path"}, {"clustering.between": "chain"}, {"clustering.within": "none"})
+    ]
+    plain, within, between, again = (stages.load_rearrangement(shared.rearrangement) for shared in found)
+    assert len({shared.digests["rearrangement"] for shared in found}) == 3
+    assert found[0].rearrangement == found[3].rearrangement
+    assert {shared.judging for shared in found} == {found[0].judging}
+    np.testing.assert_array_equal(plain.permutation, again.permutation)
+    np.testing.assert_array_equal(within.labels, plain.labels)
+    assert (within.permutation != plain.permutation).any()
+    order = between.labels[plain.order[plain.boundaries[:-1]]]  # of the clusters
+    assert sorted(order) == list(range(8)) != list(order)
+    np.testing.assert_array_equal(order[plain.labels], between.labels)
+
+
+def test_no_clusters_have_no_order(workspace: Workspace, encoded: dict[str, str]) -> None:
+    plain = prepare(workspace, encoded)
+    ordered = prepare(workspace, {**encoded, "clustering.within": "chain", "clustering.between": "path"})
+    assert ordered.rearrangement == plain.rearrangement
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,23 @@ from pathlib import Path
 
 import pytest
 
+from iar_study.codebook import EQUAL_SIZES
 from iar_study.config import TrialConfig
 from iar_study.errors import InputError
 from iar_study.study.study import Arm, Study, arm_config, load_profile, load_profiles, load_studies, load_study
 from iar_study.study.workspace import Workspace
+from iar_study.training.objective import check_loss
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STUDIES, PROFILES = load_studies(EXPERIMENTS), load_profiles(EXPERIMENTS)
 
 
-ABOUT_CLUSTERS = ["components", "cluster-count", "balance", "loss-weight"]
+ABOUT_CLUSTERS = ["components", "cluster-count", "balance", "loss-weight", "ordering", "loss-variants"]
 """The paper's ablations of clusters and loss; a study of someone's own may vary anything."""
 
 
 def test_the_registry_holds_the_ablations_of_the_paper():
-    assert set(ABOUT_CLUSTERS) <= set(STUDIES)
+    assert {*ABOUT_CLUSTERS, "codebook-size"} <= set(STUDIES)
     assert {"smoke", "quick", "full"} <= set(PROFILES)
 
 
@@ -28,15 +30,21 @@ def test_every_arm_fits_every_profile(study, profile):
     for arm in study.arms:
         config = arm_config(study, arm, profile.config, seed=3)
         assert config.seed == 3
-        if config.clustering.strategy not in ("none", "plain"):
-            assert config.tokenizer.codebook_size % config.clustering.n_clusters == 0
-        assert config.tokenizer.codebook_size % config.evaluation.clusters == 0
+        size, n_clusters = config.tokenizer.codebook_size, config.clustering.n_clusters
+        assert n_clusters <= size
+        if config.clustering.strategy in EQUAL_SIZES:
+            assert size % n_clusters == 0
+        assert size % config.evaluation.clusters == 0
+        check_loss(config.loss, 1 if config.clustering.strategy == "none" else n_clusters, size)
+        # Codes that come with their tokenizer have its codebook: `stages.check` refuses an arm of another size.
+        given = profile.config.tokenizer.checkpoint is not None
+        assert not given or size == profile.config.tokenizer.codebook_size or study.name == "codebook-size"
 
 
 @pytest.mark.parametrize("name", ABOUT_CLUSTERS)
 def test_arms_differ_in_what_the_study_varies_alone(name):
     for arm in STUDIES[name].arms:
-        assert all(key.startswith(("clustering.", "loss.")) for key in arm.settings), arm
+        assert all(key.startswith(("clustering.", "loss.")) for key in (*arm.settings, *arm.scale)), arm
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda p: p.name)
@@ -66,10 +74,31 @@ def test_an_arm_scales_whole_numbers_of_the_profile():
     assert all((config.seed, config.tokenizer.seed, config.clustering.seed) == (7, 7, 0) for config in configs.values())
 
 
+def test_an_arm_takes_a_share_of_another_number():
+    arm = Arm("a", "", {"tokenizer.codebook_size": 64}, {"clustering.n_clusters": (0.25, "tokenizer.codebook_size")})
+    config = arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
+    assert config.clustering.n_clusters == TrialConfig().tokenizer.codebook_size // 4  # of the profile's
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+def test_clusters_are_counted_from_one_to_as_many_as_codes(profile):
+    study, size = STUDIES["cluster-count"], profile.config.tokenizer.codebook_size
+    configs = {arm.name: arm_config(study, arm, profile.config, 0) for arm in study.arms}
+    counts = {name: config.clustering.n_clusters for name, config in configs.items()}
+    assert (counts["n=1"], counts["n=N/4"], counts["n=N"]) == (1, size // 4, size)
+
+
+@pytest.mark.parametrize("scale", [0.5, (0.5, "train.steps")])
 @pytest.mark.parametrize("key", ["train.lr", "compute.compile", "train.step"])
-def test_what_is_no_whole_number_is_not_scaled(key):
-    arm = Arm("a", "", scale={key: 0.5})
+def test_what_is_no_whole_number_is_not_scaled(key, scale):
+    arm = Arm("a", "", scale={key: scale})
     with pytest.raises(InputError, match="which is no whole number; "):
+        arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
+
+
+def test_nor_is_a_share_taken_of_what_is_none():
+    arm = Arm("a", "", scale={"train.steps": (0.5, "tokenizer.codebook")})
+    with pytest.raises(InputError, match=r"which is no whole number; did you mean 'tokenizer\.codebook_size'"):
         arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
 
 

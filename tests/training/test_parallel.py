@@ -62,6 +62,15 @@ def test_two_processes_do_what_one_does(settings, alone, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does_with_a_variant_of_the_loss(strategy, tmp_path):
+    loss = {"schedule": "linear", "smoothing": "0.1", "smoothing_over": "similar", "coarse_weight": "0.5"}
+    settings = [*(f"loss.{key}={value}" for key, value in loss.items()), "loss.coarse_clusters=2", "train.steps=20"]
+    main(tmp_path / "one", PARTS, *settings)
+    assert on_two(tmp_path / "two", f"parallel.strategy={strategy}", *settings) == 0
+    assert_alike(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_checkpoint_of_one_process_loads_in_two_and_the_other_way_round(strategy, alone, tmp_path):
     assert on_one(tmp_path / "a", "stop_at=20") == 9
     assert on_two(tmp_path / "a", f"parallel.strategy={strategy}") == 0

@@ -1,0 +1,358 @@
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from iar_study.reporting import tables
+from iar_study.reporting.report import write_report
+from iar_study.study.statistics import power
+from tests.reporting.pages import Page, rendered
+
+FD, NLL = "fd/classifier@2k", "val/token_nll"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+
+def plain(text):
+    return text.replace(MINUS, "-").replace(",", "")
+
+
+def numbers(text):
+    return [float(found) for found in re.findall(r"[-+]?[\d.]+", plain(text))]
+
+
+def per_seed(results, metric):
+    rows = results.final[results.final["metric"] == metric]
+    return rows.pivot(index="seed", columns="arm", values="value")
+
+
+def differences_of(results, metric, arm):
+    wide = per_seed(results, metric)
+    return (wide[arm] - wide[results.baseline]).to_numpy()
+
+
+def with_differences(results, metric, differences):
+    """Give arms these differences from the baseline, seed by seed."""
+    final = results.final.copy()
+    base = per_seed(results, metric)[results.baseline]
+    for arm, values in differences.items():
+        final.loc[(final["metric"] == metric) & (final["arm"] == arm), "value"] = (base + values).to_numpy()
+    return replace(results, final=final)
+
+
+def bare(results, **changed):
+    """Drop what takes long to draw and is not looked at."""
+    return replace(results, **{"samples": {}, "reconstructions": {}, "positions": {}} | changed)
+
+
+def both_pages(results, folder):
+    path = write_report(results, folder)
+    return Page(path.read_text()), Page(rendered(path.with_suffix(".md")))
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (0.0312, "0.031"),
+        (0.000999999, "<0.001"),
+        (0.001, "0.001"),
+        (0.00149, "0.0015"),
+        (0.0, "<0.001"),
+        (1e-300, "<0.001"),
+        (0.5, "0.5"),
+        (0.996, "1"),
+        (1.0, "1"),
+        (math.nan, DASH),
+        (math.inf, DASH),
+        (np.float64(0.25), "0.25"),
+    ],
+)
+def test_p_text(p, text):
+    assert tables.p_text(p) == text
+
+
+@pytest.mark.parametrize("p", [0.0496, 0.049999, 0.0494, 0.05, 0.050001, 0.0504])
+def test_p_text_keeps_the_side_of_the_level_that_a_p_is_on(p):
+    assert (float(tables.p_text(p)) < 0.05) == (p < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "text"),
+    [
+        (1234567.891, 1, "", "1,234,567.9"),
+        (-1234.4, 0, "", "-1,234"),
+        (0.25, 3, "+", "+0.250"),
+        (-0.25, 3, "+", "-0.250"),
+        (0.0, 3, "+", "0.000"),
+        (-0.0, 3, "", "0.000"),
+        (-0.0004, 3, "+", "0.000"),
+        (0.0004, 3, "+", "0.000"),
+        (-0.0006, 3, "+", "-0.001"),
+        (math.nan, 3, "+", DASH),
+        (math.inf, 3, "", DASH),
+        (-math.inf, 3, "", DASH),
+    ],
+)
+def test_number(value, digits, sign, text):
+    # With a true minus sign, never a hyphen.
+    assert tables.number(value, digits, sign) == text.replace("-", MINUS)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "digits", "text", "taken"),
+    [
+        (-0.25, 0.5, 2, "[-0.25, +0.50]", 2),
+        (0.004, 0.5, 2, "[+0.004, +0.500]", 3),
+        (-0.5, -0.004, 2, "[-0.500, -0.004]", 3),
+        (1e-6, 2e-6, 2, "[+0.000001, +0.000002]", 6),
+        (1e-12, 1.0, 2, "[0.000000000, +1.000000000]", 9),
+        (0.0, 0.5, 2, "[0.00, +0.50]", 2),
+        (0.0, 0.0, 2, "[0.00, 0.00]", 2),
+        (math.nan, math.nan, 2, f"[{DASH}, {DASH}]", 2),
+    ],
+)
+def test_interval_text(low, high, digits, text, taken):
+    assert tables.interval_text(low, high, digits, "+") == (text.replace("-", MINUS), taken)
+
+
+def test_a_difference_takes_the_digits_of_its_interval():
+    row = pd.Series({"pairs": 3, "difference": -0.3, "difference_low": -0.596, "difference_high": -0.004})
+    assert tables.difference_text(row, 2) == (f"{MINUS}0.300", f"[{MINUS}0.596, {MINUS}0.004]")
+    row["pairs"] = 1
+    assert tables.difference_text(row, 2) == (f"{MINUS}0.30", "")
+
+
+def test_every_table_of_comparisons_has_its_metrics_and_all_arms(results):
+    found = tables.comparison_tables(results)
+    assert [table["title"] for table in found] == ["Samples", "Predictions on held-out images"]
+    keys = [[entry["key"] for entry in table["compared"]] for table in found]
+    families = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
+    assert keys[0] == [f"{family}/classifier@2k" for family in families]
+    predictions = ("token_nll", "token_accuracy", "calibration_error", "cluster_nll", "within_cluster_nll")
+    assert keys[1] == [f"val/{name}" for name in (*predictions, "cluster_accuracy", "code_distance_if_wrong")]
+    assert all([row["arm"] for row in table["rows"]] == list(results.arms) for table in found)
+    assert [entry["about"].label for entry in found[0]["compared"]][2] == "KD (classifier, 2k)"
+
+
+def test_a_table_leaves_out_what_was_not_measured(results):
+    kept = results.final[results.final["metric"].isin([FD, "precision/classifier@2k"])]
+    (table,) = tables.comparison_tables(replace(results, final=kept))
+    assert [entry["key"] for entry in table["compared"]] == [FD, "precision/classifier@2k"]
+
+
+def test_a_cell_tells_mean_difference_p_and_finding(results):
+    rows = tables.comparison_tables(results)[0]["rows"]
+    baseline, iar = rows[0]["cells"][0], rows[-1]["cells"][0]
+    wide, difference = per_seed(results, FD), differences_of(results, FD, "iar")
+    half = stats.t.ppf(0.975, 2) * stats.sem(wide["baseline"])
+    assert numbers(baseline["mean"]) == pytest.approx([wide["baseline"].mean(), half], abs=5e-4)
+    assert {key: baseline[key] for key in ("difference", "interval", "p", "finding", "note")} == {
+        "difference": "",
+        "interval": "",
+        "p": "",
+        "finding": "baseline",
+        "note": "",
+    }
+    test = stats.ttest_1samp(difference, 0)
+    assert numbers(iar["difference"]) == pytest.approx([difference.mean()], abs=5e-4)
+    assert numbers(iar["interval"]) == pytest.approx(list(test.confidence_interval()), abs=5e-4)
+    assert (iar["p"], iar["finding"]) == ("<0.001", "better")
+
+
+def test_a_cell_shows_why_a_clear_interval_is_called_inconclusive(results):
+    """Of four arms that are as clear as p = 0.03 alone, none is clear together."""
+    changed = with_differences(results, NLL, dict.fromkeys(list(results.arms)[1:], np.array([0.7, 1.0, 1.3])))
+    _, predictions = tables.comparison_tables(changed)
+    p = stats.ttest_1samp([0.7, 1.0, 1.3], 0).pvalue
+    assert p < 0.03
+    for row in predictions["rows"][1:]:
+        cell = row["cells"][0]
+        assert numbers(cell["interval"])[0] > 0
+        assert cell["finding"] == "inconclusive"
+        assert numbers(cell["p"]) == pytest.approx([4 * p], rel=0.05)
+
+
+def test_wrong_tokens_are_held_against_chance(results):
+    final = results.final.copy()
+    final.loc[(final["metric"] == tables.BY_CHANCE) & (final["arm"] == "iar"), "value"] = 0.0
+    rows = {row["arm"]: row for row in tables.wrong_tokens(replace(results, final=final))}
+    assert list(rows) == list(results.arms)
+    share = per_seed(results, tables.WRONG_TOKEN).mean()
+    assert rows["random"]["chance"] == "0.0294"
+    assert rows["random"]["times"] == f"{share['random'] / 0.0294:.1f}"
+    assert (rows["iar"]["chance"], rows["iar"]["times"]) == ("0.0000", DASH)
+    assert (rows["random"]["finding"], rows["iar"]["finding"]) == ("worse", "better")
+    assert tables.wrong_tokens(replace(results, final=final[final["metric"] != tables.BY_CHANCE])) == []
+
+
+def test_the_design_tells_interval_bootstrap_holm_and_what_could_be_seen(results):
+    shown = tables.design_tables(results)
+    assert [table["about"].label for table in shown] == ["FD (classifier, 2k)", "token NLL"]
+    for metric, digits, table in zip((FD, NLL), (3, 4), shown, strict=True):
+        close = {"abs": 0.51 * 10**-digits}
+        others = list(results.arms)[1:]
+        assert [row["arm"] for row in table["rows"]] == others
+        found = {arm: differences_of(results, metric, arm) for arm in others}
+        p = {arm: stats.ttest_1samp(values, 0).pvalue for arm, values in found.items()}
+        holm, largest = {}, 0.0
+        for rank, arm in enumerate(sorted(others, key=p.__getitem__)):
+            largest = max(largest, (len(others) - rank) * p[arm])
+            holm[arm] = min(largest, 1)
+        for row in table["rows"]:
+            values = found[row["arm"]]
+            assert numbers(row["difference"]) == pytest.approx([values.mean()], **close)
+            interval = stats.ttest_1samp(values, 0).confidence_interval()
+            assert numbers(row["interval"]) == pytest.approx(list(interval), **close)
+            # Of three values, the bootstrap's interval is their range.
+            assert numbers(row["bootstrap"]) == pytest.approx([values.min(), values.max()], **close)
+            assert row["p"] == tables.p_text(p[row["arm"]])
+            assert row["p_holm"] == tables.p_text(holm[row["arm"]])
+            (seen,) = numbers(row["detectable"])
+            assert power(seen, values.std(ddof=1), pairs=3) == pytest.approx(0.8, abs=0.03)
+        assert [row["finding"] for row in table["rows"]][2:] == ["worse", "better"]
+
+
+def test_the_design_stands_in_both_pages(results, tmp_path):
+    designs = tables.design_tables(results)
+    results = bare(results, curves=results.curves[:0])
+    for page in both_pages(results, tmp_path):
+        shown = page.under("What these seeds can and cannot show")
+        assert len(shown) == 2
+        for rows, design in zip(shown, designs, strict=True):
+            columns = ["arm", "difference", "95%, t", "95%, bootstrap", "p", "p, Holm", "could be seen from", "finding"]
+            assert rows[0] == columns
+            assert rows[1:] == [list(row.values()) for row in design["rows"]]
+        assert "could be seen from" in page.words
+        assert "find in 80% of studies at p below 0.05 before Holm" in page.words
+
+
+def test_the_design_leaves_out_what_has_no_pairs(build, results):
+    assert tables.design_tables(build(seeds=(0,))) == []
+    assert tables.design_tables(replace(results, final=results.final[results.final["arm"] != "baseline"])) == []
+    final = results.final
+    lost = final[
+        ~((final["arm"] == "iar") & (final["seed"] > 0)) & (final["arm"] != "random") & (final["metric"] != FD)
+    ]
+    (table,) = tables.design_tables(replace(results, final=lost))
+    assert [row["arm"] for row in table["rows"]] == ["rearranged", "blocks"]
+
+
+def test_the_design_of_differences_without_spread_has_no_p(results):
+    same = with_differences(results, NLL, {"rearranged": np.zeros(3), "blocks": np.full(3, 0.25)})
+    rows = {row["arm"]: row for row in tables.design_tables(same)[1]["rows"]}
+    assert rows["rearranged"]["finding"] == "equal"
+    assert rows["blocks"]["finding"] == "inconclusive"
+    for arm in ("rearranged", "blocks"):
+        assert [rows[arm][key] for key in ("p", "p_holm", "detectable")] == [DASH] * 3
+    # They are no tests, so that the others are corrected for two arms.
+    p = sorted(stats.ttest_1samp(differences_of(results, NLL, arm), 0).pvalue for arm in ("random", "iar"))
+    assert rows["iar"]["p_holm"] == tables.p_text(2 * p[0])
+    assert rows["random"]["p_holm"] == tables.p_text(p[1])
+
+
+STEPS = (0, 100, 200)
+CURVES = {
+    "baseline": [(4, 3, 2)] * 3,
+    "soon": [(4, 2, 1), (4, 1, 1), (4, 3, 1)],
+    "late": [(4, 3, 2), (4, 3, 1), (4, 3, 2.5)],
+    "never": [(4, 4, 4)] * 3,
+}
+
+
+def with_curves(build, curves=CURVES, metric=NLL, steps=STEPS):
+    """Return results with these curves: arm -> seed -> value at each step."""
+    results = build(arms=dict.fromkeys(CURVES, ""))
+    rows = [
+        (arm, seed, "", step, metric, float(value))
+        for arm, seeds in curves.items()
+        for seed, values in enumerate(seeds)
+        for step, value in zip(steps, values, strict=True)
+    ]
+    return replace(results, curves=pd.DataFrame(rows, columns=results.curves.columns), tokens_per_step=50_000)
+
+
+def test_time_to_target_is_told_in_tokens_and_only_where_all_seeds_reach_it(build):
+    (table,) = tables.target_tables(with_curves(build))
+    assert table["about"].label == "token NLL"
+    assert table["points"] == 3
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert list(rows) == list(CURVES)
+    assert rows["baseline"] == {
+        "arm": "baseline",
+        "tokens": "10.00",
+        "interval": "[10.00, 10.00]",
+        "share": "100%",
+        "reached": "3 of 3",
+    }
+    # Steps 100, 66.7 and 150 of 200.
+    steps = np.array([100, 200 / 3, 150])
+    interval = stats.t.interval(0.95, 2, steps.mean(), stats.sem(steps))
+    assert rows["soon"]["tokens"] == "5.28"
+    assert numbers(rows["soon"]["interval"]) == pytest.approx([bound * 0.05 for bound in interval], abs=0.006)
+    assert (rows["soon"]["share"], rows["soon"]["reached"]) == ("53%", "3 of 3")
+    for arm, reached in (("late", "2 of 3"), ("never", "0 of 3")):
+        assert rows[arm] == {"arm": arm, "tokens": "not reached", "interval": "", "share": "", "reached": reached}
+
+
+def test_time_to_target_stands_in_both_pages(build, tmp_path):
+    results = bare(with_curves(build))
+    (table,) = tables.target_tables(results)
+    for page in both_pages(results, tmp_path):
+        (rows,) = page.under("How much training until the baseline")
+        assert rows[0][1:3] == ["million tokens", "95%, t"]
+        assert rows[0][4] == "seeds that reach it"
+        assert rows[1:] == [list(row.values()) for row in table["rows"]]
+        assert rows[3][1:] == ["not reached", "", "", "2 of 3"]
+        assert "On straight lines between 3 evaluations." in page.words
+
+
+def test_time_to_target_of_a_metric_that_grows(build):
+    accuracies = {arm: [tuple(-v for v in values) for values in seeds] for arm, seeds in CURVES.items()}
+    results = with_curves(build, accuracies, metric=f"class_agreement/{FD.partition('/')[2]}")
+    assert tables.target_tables(results) == []  # of the metrics of the conclusion alone
+    results = with_curves(build, metric=FD)
+    (table,) = tables.target_tables(results)
+    assert (table["about"].label, [row["tokens"] for row in table["rows"]][:2]) == (
+        "FD (classifier, 2k)",
+        ["10.00", "5.28"],
+    )
+
+
+def test_time_to_target_needs_curves_of_a_training(build):
+    whole = with_curves(build)
+    once = replace(whole, curves=whole.curves[whole.curves["step"] == 200])
+    for results in (once, replace(whole, curves=whole.curves[:0])):
+        assert tables.target_tables(results) == []
+    # The steps of near codes are ranks: no training, though there are curves.
+    near = with_curves(build, metric="same_cluster/feature_distance")
+    near = replace(near, final=near.final.replace({"metric": {FD: "same_cluster/feature_distance"}}), kind="near-codes")
+    assert [key for _, key in tables.headline(near)] == ["same_cluster/feature_distance", None]
+    assert tables.target_tables(near) == []
+
+
+def test_time_to_target_of_one_seed_has_no_interval(build):
+    one = {arm: seeds[:1] for arm, seeds in CURVES.items()}
+    (table,) = tables.target_tables(with_curves(build, one))
+    assert [row["interval"] for row in table["rows"]] == [""] * 4
+    assert [row["tokens"] for row in table["rows"]] == ["10.00", "5.00", "10.00", "not reached"]
+
+
+@pytest.mark.parametrize("gone", ["never", "baseline"])
+def test_time_to_target_does_not_judge_what_was_not_run(build, gone):
+    curves = {arm: seeds for arm, seeds in CURVES.items() if arm != gone}
+    (table,) = tables.target_tables(with_curves(build, curves))
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert rows[gone]["tokens"] != "not reached"
+
+
+def test_time_to_target_has_no_target_where_the_baseline_diverged(build):
+    results = with_curves(build)
+    lost = (results.curves["arm"] == "baseline") & (results.curves["seed"] == 1) & (results.curves["step"] > 100)
+    missing = pd.DataFrame([("baseline", 1, "diverged", 150)], columns=results.missing.columns)
+    (table,) = tables.target_tables(replace(results, curves=results.curves[~lost], missing=missing))
+    soon = table["rows"][1]
+    # Seed 1 would reach 3, the value at step 100, at step 33.
+    assert soon["tokens"] in (DASH, "not reached", "6.25")
