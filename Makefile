@@ -22,8 +22,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(READY)
 
-study: $(READY) ## The main job: the components ablation on Fashion-MNIST, two seeds, with its report
-	@$(BIN)/iar-study run components --profile quick --seeds 0 1
+study: $(READY) ## The main job: the components ablation on Fashion-MNIST, three seeds, with its report
+	@$(BIN)/iar-study run components --profile quick --seeds 0 1 2
 	@$(BIN)/iar-study report components
 
 test: $(READY) ## All tests (minutes)

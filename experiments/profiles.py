@@ -33,7 +33,7 @@ PROFILES = [
         "quick",
         "Fashion-MNIST, a GPT of 0.28 M weights, 1,000 steps: minutes on a laptop without a GPU.",
         TrialConfig(),
-        seeds=(0, 1),
+        seeds=(0, 1, 2),
     ),
     Profile(
         "full",

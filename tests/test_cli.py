@@ -67,7 +67,7 @@ def test_bad_input_is_one_line_and_exit_code_2(workspace, capsys, arguments, mes
 
 def test_an_unwritable_folder_is_one_line_and_exit_code_2(workspace, capsys):
     (workspace.root / "runs").write_text("a file where a folder should be")
-    assert main(["run", "components", "--profile", "smoke", "--set", "tokenizer.steps=2"]) == 2
+    assert main(["run", "components", "--profile", "smoke", "--set", "tokenizer.steps=20"]) == 2
     assert "cannot write" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -78,7 +78,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(workspace):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "from iar_study.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, "run", "components", "--profile", "smoke", "--set", "tokenizer.steps=2"]
+    command = [sys.executable, "-c", script, "run", "components", "--profile", "smoke", "--set", "tokenizer.steps=20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=workspace.root)
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr.strip().splitlines()[-1]

@@ -174,6 +174,8 @@ def _train(trial: Trial, folder: Path) -> None:
 def _replace_tokens(trial: Trial, folder: Path) -> None:
     """Decode held-out images with every token replaced by another code, and measure how far the pictures change."""
     shared, config = trial.shared, trial.config.evaluation
+    if process_rank():
+        return  # there is nothing to share out
     if shared.classifier is None:
         raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
     codes, originals = load_codes(shared), images_of(trial.config.data).test
@@ -205,14 +207,19 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
 def _sample(trial: Trial, base: Trial, trials: Path) -> None:
     """Sample from the GPT of `base`, which is trained first where it is not yet."""
     run_trial(base, trials)
-    folder, of_base = trial.folder(trials), read_json(base.folder(trials) / "result.json")
+    folder, ended = trial.folder(trials), base.folder(trials) / "result.json"
+    # The first of several processes has written it.
+    of_base = read_json(ended) if n_processes() == 1 else first_of(launch(trial.config), lambda: read_json(ended))
     codes = load_codes(trial.shared)
-    write_json(folder / "trial.json", describe(trial, codes))
     metrics: dict[str, float] = {}
     if of_base["status"] == "finished":
         torch.set_num_threads(trial.config.compute.threads)
         model = load_model(base.folder(trials), trial.config, len(codes.class_names), codes.grid)
         metrics = sample_and_measure(trial, codes.class_names, folder, model, trial.steps)
+    if process_rank():
+        return
+    write_json(folder / "trial.json", describe(trial, codes))
+    if metrics:
         Journal(folder / "journal.jsonl").write(trial.steps, metrics)
     write_json(folder / "result.json", {**of_base, "metrics": metrics})
 

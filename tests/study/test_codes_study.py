@@ -63,14 +63,14 @@ def test_likelihoods_are_measured_and_samples_are_only_drawn(done):
     assert results.class_names == tuple("0123456789")
     assert results.scale["data set"] == f"codes:{workspace.root / 'data' / 'codes'}"
     assert results.scale["images"] == "1,437 for training (2 augmentations each), 360 held out, 10 classes"
-    assert results.scale["FD (classifier)"] == "not measured: encoded data without images"
+    assert results.scale["FD"] == "not measured: encoded data without images"
     assert "perplexity" in results.scale["codes of training images"]
 
 
 def test_the_report_says_what_was_not_measured(done, tmp_path):
     workspace, *_ = done
     results = load_results(workspace, "components")
-    assert "FD (classifier) was not measured; token NLL is" in conclusion(results)
+    assert "FD was not measured; token NLL is" in conclusion(results)
     page = write_report(results, tmp_path).read_text()
     assert "not measured: encoded data without images" in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
