@@ -723,10 +723,11 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from iar_study.study.tracking import store_uri
+    from iar_study.study.tracking import check_store, store_uri
     from iar_study.study.workspace import Workspace
 
     workspace = Workspace.find()
+    check_store(store_uri(workspace))
     if store_uri(workspace) == f"sqlite:///{workspace.store}" and not workspace.store.exists():
         raise InputError(f"no runs yet: {workspace.store} is made by `iar-study run`")
     print(f"MLflow on http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", flush=True)

@@ -91,9 +91,13 @@ def _workspace() -> list[Finding]:
         Finding("workspace", True, str(workspace.root)),
         Finding("disk", free > DISK_NEEDED, f"{free / 1e9:.0f} GB free, {DISK_NEEDED / 1e9:.0f} GB wanted"),
     ]
-    from iar_study.study.tracking import store_uri
+    from iar_study.study.tracking import check_store, store_uri
 
     uri = store_uri(workspace)
+    try:
+        check_store(uri)
+    except InputError as error:
+        return [*findings, Finding("store", False, str(error))]
     if uri != f"sqlite:///{workspace.store}":
         return [*findings, Finding("store", True, f"{uri} (MLFLOW_TRACKING_URI)")]
     if not workspace.store.exists():
