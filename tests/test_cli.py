@@ -270,7 +270,7 @@ def test_doctor_says_what_does_not_fit(workspace, capsys):
     assert main(["doctor", "--data", "folder:nowhere"]) == 1
     shown = capsys.readouterr().out
     assert "NO  data folder:nowhere" in shown
-    assert "is no MLflow store" in shown
+    assert "it is no database; move it away" in shown
 
 
 @pytest.mark.parametrize(

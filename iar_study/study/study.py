@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from iar_study.config import TrialConfig, flatten, with_settings
@@ -110,12 +110,11 @@ def run_file(path: Path) -> Any:
 
     Raises `InputError` for a file that cannot be read or does not run.
     """
-    spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"cannot read {path}")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"experiments.{path.stem}")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # Not by an import, which would leave its byte code in the registry's folder.
+        exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)
     except InputError:
         raise
     except Exception as error:

@@ -233,6 +233,12 @@ def postgres():
     who = {"user": "nobody", "group": os.stat(folder).st_gid} if os.geteuid() == 0 else {}
     if who:
         shutil.chown(folder, "nobody")
+        wheel = programs.parents[1]
+        if wheel.name == "pgserver":  # the folder that it is installed in may be closed to others
+            libraries = wheel.with_name("pgserver.libs")
+            for part in (wheel, libraries) if libraries.exists() else (wheel,):
+                shutil.copytree(part, folder / part.name)
+            programs = folder / programs.relative_to(wheel.parent)
     try:
         data = folder / "data"
         make = [programs / "initdb", "-D", data, "-U", "iar", "--auth=trust", "--no-sync", "--encoding=UTF8"]
