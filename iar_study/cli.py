@@ -28,7 +28,8 @@ path: length of the path through all codes in this order, as a share of a random
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 fine, 1 a trial failed, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM.
+    0 fine, 1 a trial failed, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM, 141 nobody reads the
+    output any more.
     """
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))

@@ -298,3 +298,12 @@ def test_help_and_list_import_nothing_that_takes_long(workspace):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_a_reader_who_has_had_enough_is_no_error(workspace):
+    """As in `iar-study list | head -1`: what cannot be written is neither told of nor an error of the input."""
+    command = [sys.executable, "-m", "iar_study.cli", "list"]
+    listing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=workspace.root)
+    listing.stdout.close()
+    assert listing.stderr.read() == b""
+    assert listing.wait() == 141
