@@ -2,26 +2,27 @@
 
 from iar_study.study import Arm, Study
 
-IAR = {"clustering.strategy": "balanced", "loss.cluster_weight": 1.0}
-COUNTS = {
-    1: "one cluster, whose loss is 0: by theory the baseline again",
-    **{n: f"IAR with {n} clusters" for n in (2, 8, 32, 64)},
-}
+COUNT, CODES = "clustering.n_clusters", "tokenizer.codebook_size"
+
+
+def counted(name: str, description: str, count: dict | None = None, share: float = 0) -> Arm:
+    # A cluster for every code is the same by any strategy.
+    settings = {"clustering.strategy": "blocks" if share == 1 else "balanced", "loss.cluster_weight": 1.0}
+    scale = {COUNT: (share, CODES)} if share else {}
+    return Arm(name, description, settings | (count or {}), scale, series="iar")
+
 
 study = Study(
     name="cluster-count",
     question="How many clusters are best, between one (no cluster loss) and one per code (the token loss twice)?",
     claim="A number of clusters in between works best; the released code takes clusters of 128 codes.",
     baseline="baseline",
+    factor=COUNT,
     arms=(
         Arm("baseline", "original order, token loss alone"),
-        *(Arm(f"n={n}", description, IAR | {"clustering.n_clusters": n}) for n, description in COUNTS.items()),
-        Arm("n=N/4", "IAR with clusters of 4 codes", IAR, {"clustering.n_clusters": (0.25, "tokenizer.codebook_size")}),
-        Arm(
-            "n=N",
-            "a cluster for every code: by theory the token loss twice",
-            IAR | {"clustering.strategy": "blocks"},  # clusters of one code are the same by any strategy
-            {"clustering.n_clusters": (1, "tokenizer.codebook_size")},
-        ),
+        counted("n=1", "one cluster, whose loss is 0: by theory the baseline again", {COUNT: 1}),
+        *(counted(f"n={n}", f"IAR with {n} clusters", {COUNT: n}) for n in (2, 8, 32, 64)),
+        counted("n=N/4", "IAR with clusters of 4 codes", share=0.25),
+        counted("n=N", "a cluster for every code: by theory the token loss twice", share=1),
     ),
 )

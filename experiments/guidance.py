@@ -8,7 +8,8 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 def sampled(name: str, description: str, weight: float, scale: float) -> Arm:
     strategy = "balanced" if weight else "none"
     settings = {"clustering.strategy": strategy, "loss.cluster_weight": weight, "evaluation.guidance": scale}
-    return Arm(f"{name}, s={scale:g}", f"{description}, guidance {scale:g}", settings)
+    beside = f"baseline, s={scale:g}"
+    return Arm(f"{name}, s={scale:g}", f"{description}, guidance {scale:g}", settings, beside=beside, series=name)
 
 
 study = Study(
@@ -17,6 +18,7 @@ study = Study(
     claim="IAR gives better images; guidance is tuned for neither, so each scale is compared with the same scale.",
     kind="sampling",
     baseline="baseline, s=2",
+    factor="evaluation.guidance",
     arms=tuple(
         sampled(*method, scale=scale)
         for method in (("baseline", "token loss alone", 0.0), ("iar", "IAR", 1.0))

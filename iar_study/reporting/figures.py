@@ -34,6 +34,8 @@ ROOM = 2600
 """Pixels that a figure of pictures may be wide."""
 INK, FAINT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BASELINE_COLOR = "#333333"
+BASELINE_GREYS = ("#333333", "#6e6e6e", "#8f8f8f", "#adadad")
+"""Of the study's baseline, and of the baselines that some arms have of their own."""
 BAND_FROM = 3
 """Seeds from which on a curve gets a 95% band: with two the t quantile is 12.7, and a band says nothing."""
 CROSS: dict[str, Any] = {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.8}
@@ -51,11 +53,14 @@ class Drawing(Figure):
 
 
 def arm_colors(results: Results) -> dict[str, Any]:
-    """Return arm -> colour, the same in every figure: dark grey for the baseline, colour-blind-safe for the others."""
+    """Return arm -> colour, the same in every figure: greys for baselines, colour-blind-safe for the others."""
     # Without the palette's grey (too near the baseline) and yellow (too faint on white).
     palette = [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]
-    colors = cycle(palette)
-    return {arm: BASELINE_COLOR if arm == results.baseline else next(colors) for arm in results.arms}
+    colors, greys = cycle(palette), cycle(BASELINE_GREYS[1:])
+    return {
+        arm: BASELINE_COLOR if arm == results.baseline else next(colors if arm in results.compared else greys)
+        for arm in results.arms
+    }
 
 
 def line_styles(results: Results) -> dict[str, dict[str, Any]]:
@@ -121,8 +126,11 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
     label = metric_named(metric).label
     by_arm = _curves_by_arm(results, metric)
     if differences:
-        reference = by_arm.pop(results.baseline, pd.DataFrame())
-        by_arm = {arm: (wide - reference)[wide.columns.intersection(reference.columns)] for arm, wide in by_arm.items()}
+        by_arm = {
+            arm: (by_arm[arm] - by_arm[than])[by_arm[arm].columns.intersection(by_arm[than].columns)]
+            for arm, than in results.baselines.items()
+            if arm != than and {arm, than} <= by_arm.keys()
+        }
         by_arm = {arm: wide for arm, wide in by_arm.items() if wide.notna().any(axis=None)}
     if not by_arm:
         raise InputError(f"study {results.study!r} has no curve of {metric!r}{' to compare' if differences else ''}")
@@ -154,7 +162,7 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
     if banded and len(banded) < len(by_arm):
         spread = f"band: 95% interval; {thin}"
     note = "one seed: no interval" if single else f"thick: mean over seeds; {spread}"
-    title = f"{label}, difference from {plain(results.baseline)}" if differences else label
+    title = f"{label}, difference from {plain(results.baseline_in_words)}" if differences else label
     add_titles(axes, title, note)
     handles = [Line2D([], [], color=colors[arm], linewidth=2.2, **styles[arm]) for arm in by_arm]
     # A leading underscore would hide an arm from the legend; a zero-width space before it does not show.
@@ -201,13 +209,13 @@ def quality_over_training(results: Results, metric: str) -> Figure:
 
 
 def comparison(results: Results, metric: str) -> Figure:
-    """Draw each arm's paired differences from the baseline: a dot per seed, their mean, and its 95% interval."""
+    """Draw each arm's paired differences from its baseline: a dot per seed, their mean, and its 95% interval."""
     measured = metric_named(metric)
-    others = [arm for arm in results.arms if arm != results.baseline]
+    others = results.compared
     if not others:
         raise InputError(f"study {results.study!r} has no arm beside its baseline {results.baseline!r}")
-    table = compare_with_baseline(results.final, metric, results.baseline, list(results.arms))
-    differences = paired_differences(results.final, metric, results.baseline, others)
+    table = compare_with_baseline(results.final, metric, results.baselines, list(results.arms))
+    differences = paired_differences(results.final, metric, results.baselines, others)
     colors = arm_colors(results)
     figure, axes = chart(4.6, 1.3 + 0.42 * len(others))
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1)
@@ -229,10 +237,60 @@ def comparison(results: Results, metric: str) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     arrow = {"lower": "   (\u2190 better)", "higher": "   (better \u2192)", None: ""}[measured.better]
-    axes.set_xlabel(f"arm minus {plain(results.baseline)}, paired by seed{arrow}", color=INK, fontsize=9)
+    axes.set_xlabel(f"arm minus {plain(results.baseline_in_words)}, paired by seed{arrow}", color=INK, fontsize=9)
     several = (table.loc[others, "pairs"] >= 2).any()
     note = "dots: seeds; diamond and line: mean, 95% interval" if several else "dots: seeds; no interval from one seed"
     add_titles(axes, measured.label, note)
+    return figure
+
+
+def over_factor(results: Results, metric: str) -> Figure:
+    """Draw a metric over what the arms of a series differ in: a dot per seed, a line through the means, 95% intervals.
+
+    The values of the factor are spaced evenly, whatever lies between them. A dashed level line is the mean of the
+    study's baseline, where that is in no series.
+    """
+    measured = metric_named(metric)
+    values = values_by_seed(results.final, metric, list(results.arms))
+    if values.notna().sum(axis=None) == 0 or not results.places:
+        raise InputError(f"study {results.study!r} has no {metric!r} over a factor")
+    ticks = sorted({at for _, at in results.places.values()})
+    names = list(dict.fromkeys(series for series, _ in results.places.values()))
+    colors, styles = arm_colors(results), line_styles(results)
+    figure, axes = chart(4.6, 3.3)
+    handles = []
+    for i, name in enumerate(names):
+        arms = sorted((at, arm) for arm, (series, at) in results.places.items() if series == name)
+        # A series is drawn as its arm of the study's own size, which has its name, or else as its first.
+        shown = name if name in results.arms else arms[0][1]
+        if results.baseline in (arm for _, arm in arms) and len(names) > 1:
+            shown = results.baseline
+        elif shown == results.baseline:
+            shown = next((arm for _, arm in arms if arm != results.baseline), shown)
+        look: dict[str, Any] = {"color": colors[shown], "linestyle": styles[shown]["linestyle"]}
+        places = np.array([ticks.index(at) for at, _ in arms]) + 0.08 * (i - (len(names) - 1) / 2)
+        found = [mean_interval(values[arm]) for _, arm in arms]
+        for x, (_, arm), interval in zip(places, arms, found, strict=True):
+            seeds = values[arm].dropna()
+            axes.plot(np.full(len(seeds), x), seeds, "o", markersize=3, color=colors[shown], alpha=0.5, mew=0)
+            if np.isfinite(interval.low):
+                axes.plot([x, x], [interval.low, interval.high], color=colors[shown], linewidth=1.4)
+        line = {"marker": "D", "markersize": 5, "markeredgecolor": "white", "linewidth": 1.6}
+        axes.plot(places, [interval.mean for interval in found], **line, **look)
+        handles.append(Line2D([], [], label=f"\u200b{plain(name)}", **line, **look))
+    if results.baseline not in results.places and values[results.baseline].notna().any():
+        look = {"color": BASELINE_COLOR, "linewidth": 1.2, "linestyle": (0, (4, 2))}
+        axes.axhline(values[results.baseline].mean(), zorder=1, **look)
+        handles.append(Line2D([], [], label=f"\u200b{plain(results.baseline)}", **look))
+    axes.set_xticks(range(len(ticks)), [f"{at:,g}" for at in ticks])
+    axes.grid(visible=False, axis="x")
+    axes.margins(x=0.06)
+    axes.set_xlabel(plain(results.factor), color=INK, fontsize=9)
+    several = (values.notna().sum() > 1).any()
+    better = {"lower": "lower is better", "higher": "higher is better", None: "no direction"}[measured.better]
+    note = "dots: seeds; line: means, 95% intervals" if several else "one seed: no interval"
+    add_titles(axes, measured.label, f"{better}; {note}")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, handlelength=2.4)
     return figure
 
 
@@ -319,14 +377,18 @@ def reconstructions(results: Results) -> Figure:
 
 
 def by_position(results: Results, metric: str) -> Figure:
-    """Draw a metric by position in the image: the baseline's mean over seeds, then every arm's difference from it."""
+    """Draw a metric by position: the study's baseline, mean over seeds, and every arm's difference from its own."""
     label, name = metric_named(metric).label, metric.partition("/")[2]
     planes = {arm: results.positions[arm][name] for arm in results.arms if name in results.positions.get(arm, {})}
     if results.baseline not in planes:
         raise InputError(f"study {results.study!r} has no {metric!r} by position of its baseline {results.baseline!r}")
-    reference = planes.pop(results.baseline)
+    reference = planes[results.baseline]
     # Paired by seed: over the seeds that both have.
-    paired = {arm: each - reference for arm, each in planes.items()}
+    paired = {
+        arm: planes[arm] - planes[than]
+        for arm, than in results.baselines.items()
+        if arm != than and {arm, than} <= planes.keys() and planes[arm].shape == planes[than].shape
+    }
     others = {arm: _mean_of_seeds(each) for arm, each in paired.items() if np.isfinite(each).any()}
     largest = max((np.abs(each).max() for each in others.values()), default=0) or 1e-12
     across = min(3, 1 + len(others))

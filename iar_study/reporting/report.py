@@ -53,6 +53,7 @@ DIFFERENCES_DRAWN = {
     "sampling": ("fd", "recall", "class_agreement"),
     "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
 }
+FACTOR_DRAWN = ("fd", "val/token_nll", "class_agreement")
 CURVES_DRAWN = (
     ("val/token_nll", False),
     ("val/token_nll", True),
@@ -72,7 +73,7 @@ def conclusion(results: Results) -> str:
     """Say in one sentence what the comparison shows and what it does not, by rule, never beyond its intervals."""
     where = f"On {_scale_in_short(results)}, "
     limit = "none of it says anything about other data or other sizes."
-    others = [arm for arm in results.arms if arm != results.baseline]
+    others = results.compared
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
     clauses, inconclusive = [], False
@@ -85,7 +86,7 @@ def conclusion(results: Results) -> str:
         inconclusive |= bool((table["finding"] == "inconclusive").any())
     caveat = "inconclusive means that no difference was shown, which does not show equality either; "
     return (
-        f"{where}compared with {results.baseline} seed by seed (95% intervals in brackets): {'; '.join(clauses)}; "
+        f"{where}compared with {results.baseline_in_words} seed by seed (95% intervals in brackets): {'; '.join(clauses)}; "
         f"{caveat if inconclusive else ''}{limit}"
     )
 
@@ -131,8 +132,9 @@ def _listed(words: Iterable[str]) -> str:
 def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]:
     """Return the figures of each section: (file name, figure, alternative text, caption)."""
     drawn = set(results.curves["metric"])
-    others = [arm for arm in results.arms if arm != results.baseline]
+    others = results.compared
     found: dict[str, list[tuple[str, Figure, str, str]]] = {
+        "factor": [],
         "differences": [],
         "curves": [],
         "positions": [],
@@ -149,13 +151,21 @@ def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]
                 f"{arm} {' '.join(difference_text(row, about.digits))} {row['finding']}"
                 for arm, row in table.loc[others].iterrows()
             )
-            alt = f"{about.label}, paired differences from {results.baseline} with 95% intervals: {said}."
+            alt = f"{about.label}, paired differences from {results.baseline_in_words} with 95% intervals: {said}."
             found["differences"].append((_file("difference", metric), figures.comparison(results, metric), alt, ""))
+    for name in FACTOR_DRAWN if results.places else ():
+        if metric := key_of(results, name):
+            about = metric_named(metric)
+            caption = f"{about.label} for each {results.factor}, whose values are spaced evenly."
+            told = [arm for arm in results.arms if arm not in results.places and arm != results.baseline]
+            caption += f" Without {_listed(told)}, which no number of it describes." if told else ""
+            found["factor"].append((_file("factor", metric), figures.over_factor(results, metric), caption, caption))
     for metric, differences in CURVES_DRAWN:
         with_curve = set(results.curves.loc[results.curves["metric"] == metric, "arm"])
-        if metric not in drawn or (differences and not (results.baseline in with_curve and with_curve & set(others))):
+        pairs = [(arm, than) for arm, than in results.baselines.items() if arm != than]
+        if metric not in drawn or (differences and not any({*pair} <= with_curve for pair in pairs)):
             continue
-        kind = f"difference from {results.baseline}" if differences else "every arm"
+        kind = f"difference from {results.baseline_in_words}" if differences else "every arm"
         alt = f"{metric_named(metric).label} over training steps, {kind}. The numbers are in the trials' journals."
         name = _file("curve-difference" if differences else "curve", metric)
         found["curves"].append((name, figures.curves(results, metric, differences=differences), alt, ""))
@@ -169,9 +179,9 @@ def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]
         drawing = figures.quality_over_training(results, quality)
         found["curves"].append((_file("quality", quality), drawing, alt, caption))
     if BY_POSITION.partition("/")[2] in results.positions.get(results.baseline, {}):
-        alt = f"{metric_named(BY_POSITION).label} by position in the image, and each arm's difference from it."
+        alt = f"{metric_named(BY_POSITION).label} by position in the image, and each arm's difference from {results.baseline_in_words}."
         caption = "Mean over seeds, by position of the token in the image"
-        caption += f"; the other pictures show arm minus {results.baseline}, all on one scale." if others else "."
+        caption += f"; the other pictures show arm minus {results.baseline_in_words}, all on one scale." if others else "."
         found["positions"].append(("positions.png", figures.by_position(results, BY_POSITION), alt, caption))
     for name in LIKENESS if results.kind == "near-codes" else ():
         label = metric_named(f"near/{name}").label

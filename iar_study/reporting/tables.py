@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
@@ -60,7 +61,7 @@ def headline(results: Results) -> list[tuple[Metric, str | None]]:
 
 def comparison(results: Results, key: str) -> pd.DataFrame:
     """Return `compare_with_baseline` of all arms in one metric."""
-    return compare_with_baseline(results.final, key, results.baseline, list(results.arms))
+    return compare_with_baseline(results.final, key, results.baselines, list(results.arms))
 
 
 def _rows(table: pd.DataFrame) -> dict[Any, pd.Series]:
@@ -184,16 +185,17 @@ def design_tables(results: Results) -> list[dict[str, Any]]:
 def target_tables(results: Results) -> list[dict[str, Any]]:
     """Return, for each headline metric with curves, the training tokens until an arm is as good as the baseline."""
     tables = []
-    missing = results.missing
-    # Where the baseline did not come to its end, there is no value at its end to reach.
-    ended = ~results.curves["seed"].isin(missing.loc[missing["arm"] == results.baseline, "seed"])
+    # Where a baseline did not come to its end, there is no value at its end to reach.
+    lost = set(results.missing[["arm", "seed"]].itertuples(index=False, name=None))
+    of_baselines = zip(results.curves["arm"].map(results.baselines), results.curves["seed"], strict=True)
+    ended = np.array([trial not in lost for trial in of_baselines], dtype=bool)
     for metric, key in headline(results):
         curves = results.curves[(results.curves["metric"] == key) & ended]
         if results.kind != "training" or key is None or curves["step"].nunique() < 2:
             continue
         asked = len(seeds_of(results))
         rows = []
-        for arm, row in time_to_target(curves, key, results.baseline, list(results.arms)).iterrows():
+        for arm, row in time_to_target(curves, key, results.baselines, list(results.arms)).iterrows():
             millions = row[["mean", "low", "high"]] * results.tokens_per_step / 1e6
             reached = math.isfinite(row["mean"])
             interval = interval_text(max(millions["low"], 0.0), millions["high"], 2)[0] if reached else ""

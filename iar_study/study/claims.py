@@ -54,7 +54,8 @@ class Better:
         Raises `InputError` where an arm was not run, or the metric not measured or without a direction.
         """
         family = [] if self.than else list(results.arms)
-        row, evidence = _pair(results, self.metric, self.arm, self.than or results.baseline, family)
+        than = self.than or results.beside.get(self.arm, results.baseline)
+        row, evidence = _pair(results, self.metric, self.arm, than, family)
         return _ANSWERS.get(row["finding"], "inconclusive"), evidence
 
 
@@ -297,13 +298,13 @@ def _measured(results: Results, metric: str) -> str:
 def _pair(results: Results, metric: str, arm: str, than: str, family: Sequence[str] = ()) -> tuple[pd.Series, str]:
     """Compare `arm` with `than`; return the row of `compare_with_baseline`, and the same in words.
 
-    family : the arms compared with `than` that Holm corrects for; empty: the one comparison.
+    family : the arms, each compared with its baseline, that Holm corrects for; empty: the one comparison.
     """
     arms = [_run(results, name) for name in dict.fromkeys([than, arm, *family])]
     key = _measured(results, metric)
     if metric_named(key).better is None:
         raise InputError(f"of {key} neither more nor less is better")
-    table = compare_with_baseline(results.final, key, than, arms)
+    table = compare_with_baseline(results.final, key, results.baselines if family else than, arms)
     row = cast(pd.Series, table.loc[arm])
     tested = int(table["p"].notna().sum())
     corrected = f" ({p_text(row['p_holm'])} by Holm over {tested} arms)" if tested > 1 and row["p"] >= 0 else ""

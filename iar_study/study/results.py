@@ -44,6 +44,10 @@ class Results:
     positions : arm -> metric (such as `token_nll`) -> float64 (seeds, grid, grid), by position in the image; NaN for
         a seed that is not finished.
     kind : what the trials did, as in `Study.kind`. Of near codes, the steps of `curves` are ranks.
+    beside : arm -> the arm that it is compared with, for arms whose that is not `baseline`; a baseline of its own names
+        itself.
+    factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
+    places : arm -> the series that it is in, and its value of the factor.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
 
@@ -69,6 +73,25 @@ class Results:
     positions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     kind: Kind = "training"
     replaced: dict[str, np.ndarray] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+    factor: str = ""
+    places: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """Every arm -> the arm that it is compared with: itself where it is a baseline."""
+        return {arm: self.beside.get(arm, self.baseline) for arm in self.arms}
+
+    @property
+    def compared(self) -> list[str]:
+        """The arms that are compared with another one."""
+        return [arm for arm, than in self.baselines.items() if arm != than]
+
+    @property
+    def baseline_in_words(self) -> str:
+        """What arms are compared with: the baseline's name, or that each has its own."""
+        several = len(set(self.baselines.values())) > 1
+        return "its own baseline" if several else self.baseline
 
 
 def load_results(workspace: Workspace, study: str) -> Results:
@@ -84,7 +107,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
         raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
     manifest = read_json(path)
-    if "kind" not in manifest:
+    if "factor" not in manifest:
         raise InputError(f"study {study!r} was run here by an older version; `iar-study run {study}` runs it anew")
     seeds = sorted({trial["seed"] for trial in manifest["trials"]})
     final: list[dict[str, Any]] = []
@@ -95,6 +118,8 @@ def load_results(workspace: Workspace, study: str) -> Results:
     positions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     replaced: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {}
+    values: dict[str, float] = {}
+    tokenizers: dict[int, dict[str, Any]] = {}
     for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
         key = {"arm": trial["arm"], "seed": trial["seed"], "trial": trial["hash"]}
@@ -123,7 +148,11 @@ def load_results(workspace: Workspace, study: str) -> Results:
                 for point in journal
                 for name, value in point["metrics"].items()
             ]
-            about = about or read_json(folder / "trial.json")
+            own = read_json(folder / "trial.json")
+            about = about or own
+            if manifest["factor"]:
+                values[trial["arm"]] = float(own["config"][manifest["factor"]])
+            tokenizers.setdefault(own["config"]["tokenizer.codebook_size"], own)
     if not about:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
     # An arm must not look better for the seeds that it lost: what the others have, these have as NaN.
@@ -133,16 +162,17 @@ def load_results(workspace: Workspace, study: str) -> Results:
     lost = [{**key, "run_id": run, "metric": name, "value": float("nan")} for key, run in diverged for name in measured]
     final += lost
     asked = {trial["arm"] for trial in manifest["trials"]}
+    arms = {arm["name"]: arm for arm in manifest["arms"] if arm["name"] in asked}
     return Results(
         study=manifest["study"],
         question=manifest["question"],
         claim=manifest["claim"],
         baseline=manifest["baseline"],
-        arms={name: text for name, text in manifest["arms"] if name in asked},
+        arms={name: arm["description"] for name, arm in arms.items()},
         profile=manifest["profile"],
         settings=manifest["settings"],
         command=_command(manifest, seeds),
-        scale=_scale(about, seeds, manifest["kind"]),
+        scale=_scale(about, seeds, manifest["kind"], [tokenizers[size] for size in sorted(tokenizers)]),
         final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
         missing=pd.DataFrame(missing, columns=["arm", "seed", "status", "step"]),
@@ -156,6 +186,9 @@ def load_results(workspace: Workspace, study: str) -> Results:
         positions={arm: _on_grid(of_seeds, seeds) for arm, of_seeds in positions.items()},
         kind=manifest["kind"],
         replaced=replaced,
+        beside={name: arm["beside"] for name, arm in arms.items() if arm["beside"] != manifest["baseline"]},
+        factor=manifest["factor"],
+        places={name: (arm["series"], values[name]) for name, arm in arms.items() if arm["series"] and name in values},
     )
 
 
@@ -185,8 +218,13 @@ def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
     return shlex.join(words)
 
 
-def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str | int | float]:
-    """Say what was run, on what, how large, and with which code and machine."""
+def _scale(
+    about: dict[str, Any], seeds: list[int], kind: Kind, tokenizers: list[dict[str, Any]]
+) -> dict[str, str | int | float]:
+    """Say what was run, on what, how large, and with which code and machine.
+
+    about : of a trial that stands for the others; tokenizers : of one trial for each number of codes.
+    """
     config, data = about["config"], about["data"]
     grid = _grid(about)
     code, environment = about["code"], about["environment"]
@@ -214,7 +252,7 @@ def _scale(about: dict[str, Any], seeds: list[int], kind: Kind) -> dict[str, str
         "data digest": data["digest"][:16],
         "tokenizer": f"{config['tokenizer.codebook_size']} codes of dimension {config['tokenizer.code_dim']}, "
         f"{grid} x {grid} = {grid**2} tokens an image",
-        **_quality(about),
+        **_quality(about, tokenizers),
         **(replacing if kind == "near-codes" else training),
         "seeds": ", ".join(map(str, seeds)),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
@@ -230,18 +268,23 @@ def _grid(about: dict[str, Any]) -> int:
     return about["data"]["image_size"] // about["config"]["tokenizer.patch"]
 
 
-def _quality(about: dict[str, Any]) -> dict[str, str]:
-    """Say how good tokenizer and classifier are, as far as it was measured."""
-    tokenizer, floor, accuracy = about["tokenizer"], about["reconstruction"], about["classifier_accuracy"]
-    used = f"{tokenizer['usage']:.0%} of the codes used, perplexity {tokenizer['perplexity']:.0f}"
-    rows = {"codes of training images": used}
-    if "psnr" in tokenizer:
-        rows = {"reconstruction of held-out images": f"PSNR {tokenizer['psnr']:.1f} dB, {used}"}
-    if floor:
-        fd = find_metric("fd", floor) or ""
-        rows[f"{metric_named(fd).label} of reconstructions"] = f"{floor[fd]:.2f} (the floor for samples)"
-    else:
+def _quality(about: dict[str, Any], tokenizers: list[dict[str, Any]]) -> dict[str, str]:
+    """Say how good tokenizers and classifier are, as far as it was measured."""
+    rows = {}
+    for of in tokenizers:
+        tokenizer, floor = of["tokenizer"], of["reconstruction"]
+        by = f", by {of['config']['tokenizer.codebook_size']:,} codes" if len(tokenizers) > 1 else ""
+        used = f"{tokenizer['usage']:.0%} of the codes used, perplexity {tokenizer['perplexity']:.0f}"
+        if "psnr" in tokenizer:
+            rows[f"reconstruction of held-out images{by}"] = f"PSNR {tokenizer['psnr']:.1f} dB, {used}"
+        else:
+            rows[f"codes of training images{by}"] = used
+        if floor:
+            fd = find_metric("fd", floor) or ""
+            rows[f"{metric_named(fd).label} of reconstructions{by}"] = f"{floor[fd]:.2f} (the floor for samples)"
+    if not about["reconstruction"]:
         rows["FD"] = "not measured: encoded data without images"
+    accuracy = about["classifier_accuracy"]
     if accuracy is not None:
         rows["classifier"] = f"{accuracy:.1%} accurate on held-out images"
     return rows

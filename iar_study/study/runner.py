@@ -173,7 +173,11 @@ def _write_manifest(
         "claim": study.claim,
         "baseline": study.baseline,
         "kind": study.kind,
-        "arms": [[arm.name, arm.description] for arm in study.arms],
+        "factor": study.factor,
+        "arms": [
+            {"name": arm.name, "description": arm.description, "beside": study.beside(arm), "series": arm.series}
+            for arm in study.arms
+        ],
         "profile": profile.name,
         "config": flatten(base),
         "settings": {key: str(value) for key, value in settings.items()},

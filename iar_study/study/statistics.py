@@ -7,7 +7,7 @@ number of arms and seconded by a bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement
@@ -206,20 +206,31 @@ def values_by_seed(frame: pd.DataFrame, metric: str, arms: Iterable[str]) -> pd.
     return wide.where(np.isfinite(wide)).sort_index()
 
 
-def paired_differences(final: pd.DataFrame, metric: str, baseline: str, arms: Iterable[str]) -> pd.DataFrame:
-    """Return arm minus baseline, one row per seed and one column per arm; NaN where either is absent."""
-    values = values_by_seed(final, metric, dict.fromkeys([baseline, *arms]))
-    return values.sub(values[baseline], axis=0)
+def _beside(baseline: str | Mapping[str, str], arms: Iterable[str]) -> dict[str, str]:
+    """Return arm -> the arm that it is compared with."""
+    return {arm: baseline if isinstance(baseline, str) else baseline[arm] for arm in arms}
 
 
-def compare_with_baseline(final: pd.DataFrame, metric: str, baseline: str, arms: Sequence[str]) -> pd.DataFrame:
-    """Compare every arm with the baseline in one metric, paired by seed.
+def paired_differences(
+    final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Iterable[str]
+) -> pd.DataFrame:
+    """Return arm minus its baseline, one row per seed and one column per arm; NaN where either is absent."""
+    beside = _beside(baseline, arms)
+    values = values_by_seed(final, metric, dict.fromkeys([*beside, *beside.values()]))
+    return pd.DataFrame({arm: values[arm] - values[than] for arm, than in beside.items()}, index=values.index)
+
+
+def compare_with_baseline(
+    final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Sequence[str]
+) -> pd.DataFrame:
+    """Compare every arm with its baseline in one metric, paired by seed.
 
     Parameters
     ----------
     final : tidy frame with columns arm, seed, metric, value.
     metric : a key that `metric_named` knows.
-    baseline : the arm that the others are compared with.
+    baseline : the arm that the others are compared with; or for every arm the one that it is compared with, its own
+        name where it is a baseline.
     arms : all arms of the study, in order; one without values still gets its row.
 
     Returns
@@ -231,7 +242,7 @@ def compare_with_baseline(final: pd.DataFrame, metric: str, baseline: str, arms:
     `bootstrap_interval`), `detectable` (the smallest true difference that so many pairs with such a spread find in 80%
     of studies at the 5% level, without Holm's correction and for normal differences), and the `finding`:
 
-    - "baseline" for the baseline itself;
+    - "baseline" for a baseline itself;
     - "no direction" for a metric of which neither more nor less is better;
     - "equal" where arm and baseline have the same seeds, and the same number in each (but for a rounding of 1e-12).
       That is a statement about these numbers, not a test, so that one seed suffices for it;
@@ -240,21 +251,22 @@ def compare_with_baseline(final: pd.DataFrame, metric: str, baseline: str, arms:
       then a selection; and where all differences are the same number but not 0, for that is how rounding shows in a
       coarse metric, and no interval can be drawn from it.
 
-    Where no arm differs from the baseline, the chance that any of them is called better or worse is at most 5% in one
+    Where no arm differs from its baseline, the chance that any of them is called better or worse is at most 5% in one
     metric. Nothing is corrected for the number of metrics.
     """
     better = metric_named(metric).better
-    if baseline not in arms:
-        raise InputError(f"baseline {baseline!r} is not among the arms; {nearest(baseline, list(arms))}")
+    beside = _beside(baseline, arms)
+    if absent := next((than for than in beside.values() if than not in arms), None):
+        raise InputError(f"baseline {absent!r} is not among the arms; {nearest(absent, list(arms))}")
     values = values_by_seed(final, metric, arms)
-    differences = values.sub(values[baseline], axis=0)
     reported = final.loc[final["metric"] == metric, "arm"].value_counts()
     records: list[dict[str, float]] = []
     for arm in arms:
         own = mean_interval(values[arm])
         record: dict[str, float] = {"n": own.n, "not_finite": int(reported.get(arm, 0)) - own.n}
         record |= {"mean": own.mean, "low": own.low, "high": own.high}
-        records.append(record | ({"pairs": own.n} if arm == baseline else paired_test(differences[arm], own.mean)))
+        tested = {"pairs": own.n} if arm == beside[arm] else paired_test(values[arm] - values[beside[arm]], own.mean)
+        records.append(record | tested)
     index = pd.Index(list(arms), name="arm")
     table = pd.DataFrame.from_records(records, index=index).reindex(columns=list(COMPARISON_COLUMNS))
     table["p_holm"] = holm(table["p"])
@@ -263,13 +275,13 @@ def compare_with_baseline(final: pd.DataFrame, metric: str, baseline: str, arms:
     differs = called(*bounds)
     findings = []
     for i, arm in enumerate(arms):
-        if arm == baseline:
+        if arm == beside[arm]:
             finding = "baseline"
         elif better is None:
             finding = "no direction"
-        elif broken & {arm, baseline}:
+        elif broken & {arm, beside[arm]}:
             finding = "inconclusive"
-        elif _same(values[arm], values[baseline]):
+        elif _same(values[arm], values[beside[arm]]):
             finding = "equal"
         elif differs[i]:
             finding = "better" if (difference[i] < 0) == (better == "lower") else "worse"
@@ -307,9 +319,13 @@ def _same(arm: pd.Series, baseline: pd.Series) -> bool:
 
 
 def time_to_target(
-    curves: pd.DataFrame, metric: str, baseline: str, arms: Sequence[str], confidence: float = 0.95
+    curves: pd.DataFrame,
+    metric: str,
+    baseline: str | Mapping[str, str],
+    arms: Sequence[str],
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Return the training step at which each arm first is as good as the baseline of the same seed is at its end.
+    """Return the training step at which each arm first is as good as its baseline of the same seed is at its end.
 
     Between two evaluated steps the curve is taken to be a straight line; a value that is not finite is left out. The
     first crossing of a noisy curve comes early, for of many noisy values one soon is good by luck: the baseline's own
@@ -321,7 +337,7 @@ def time_to_target(
     ----------
     curves : tidy frame with columns arm, seed, step, metric, value.
     metric : a key that `metric_named` knows and that has a direction.
-    baseline : the arm whose last value, seed by seed, is the target.
+    baseline : the arm whose last value, seed by seed, is the target; or for every arm its own.
     arms : the arms to report, in order.
 
     Returns
@@ -340,9 +356,9 @@ def time_to_target(
     sign = 1 if better == "higher" else -1
     rows = curves[curves["metric"] == metric].sort_values("step")
     by_trial = {key: trial[["step", "value"]].to_numpy(float) for key, trial in rows.groupby(["arm", "seed"])}
-    ends = {seed: curve[-1] for (arm, seed), curve in by_trial.items() if arm == baseline}
     records = []
-    for arm in arms:
+    for arm, than in _beside(baseline, arms).items():
+        ends = {seed: curve[-1] for (of, seed), curve in by_trial.items() if of == than}
         seeds = [seed for seed in ends if (arm, seed) in by_trial]
         steps = np.array([_first_crossing(by_trial[arm, seed], ends[seed][1], sign) for seed in seeds])
         reached = int(np.isfinite(steps).sum())

@@ -27,6 +27,11 @@ class Arm:
     scale: Mapping[str, float | tuple[float, str]] = field(default_factory=dict)
     """Dotted keys whose whole number is the profile's times this, rounded, and at least 1; with (factor, key), the
     number that the profile has for that other key, times this."""
+    beside: str | None = None
+    """Name of the arm that this one is compared with, where it is not the study's baseline; a baseline of its own
+    (that of another size, say) names itself."""
+    series: str = ""
+    """Name of the line that joins this arm with others in the figure over the study's `factor`."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,30 @@ class Study:
     claim: str
     """The sentence of the paper that the study tests."""
     baseline: str
-    """Name of the arm that the others are compared with."""
+    """Name of the arm that the others are compared with, unless they name another."""
     arms: tuple[Arm, ...]
     kind: Kind = "training"
     seeded: tuple[str, ...] = ("seed",)
     """Dotted keys that the seed of a trial sets: more than its own where what is shared should vary too."""
+    factor: str = ""
+    """Dotted key of the number that the arms of a series differ in: the axis of a figure."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise InputError(f"study {self.name!r} names an arm twice: {', '.join(names)}")
         self.arm(self.baseline)
+        for arm in self.arms:
+            beside = self.beside(arm)
+            if self.beside(self.arm(beside)) != beside:
+                raise InputError(
+                    f"study {self.name!r}: arm {arm.name!r} is compared with {beside!r}, which is no baseline: it is "
+                    f"compared with {self.beside(self.arm(beside))!r} itself"
+                )
+
+    def beside(self, arm: Arm) -> str:
+        """Return the name of the arm that `arm` is compared with: its own where it is a baseline."""
+        return arm.beside or self.baseline
 
     def arm(self, name: str) -> Arm:
         """Return the arm called `name`; raise `InputError` that names the nearest one otherwise."""
@@ -137,8 +155,8 @@ def arm_config(study: Study, arm: Arm, base: TrialConfig, seed: int) -> TrialCon
 def trial_configs(
     study: Study, base: TrialConfig, arms: Sequence[str] | None, seeds: Sequence[int]
 ) -> list[tuple[Arm, int, TrialConfig]]:
-    """Return (arm, seed, resolved config) of every trial, seed by seed; the baseline is always among the arms."""
-    chosen = [study.arm(name) for name in arms] if arms else list(study.arms)
-    if study.baseline not in [arm.name for arm in chosen]:
-        chosen.insert(0, study.arm(study.baseline))
+    """Return (arm, seed, resolved config) of every trial, seed by seed; what arms are compared with is among them."""
+    asked = [study.arm(name) for name in arms] if arms else list(study.arms)
+    names = dict.fromkeys([study.baseline, *map(study.beside, asked)]) | dict.fromkeys(arm.name for arm in asked)
+    chosen = [arm for arm in study.arms if arm.name in names]
     return [(arm, seed, arm_config(study, arm, base, seed)) for seed in dict.fromkeys(seeds) for arm in chosen]

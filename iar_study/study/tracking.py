@@ -584,7 +584,7 @@ def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
 
 def _fill_in_study(workspace: Workspace, path: Path) -> Tracker:
     manifest = read_json(path)
-    arms = tuple(Arm(name, text) for name, text in manifest["arms"])
+    arms = tuple(Arm(arm["name"], arm["description"], beside=arm["beside"]) for arm in manifest["arms"])
     study = Study(manifest["study"], manifest["question"], manifest["claim"], manifest["baseline"], arms)
     tracker = Tracker(workspace, study, manifest["profile"], manifest.get("config"), opened=False)
     keys = [Key(trial["arm"], trial["seed"], trial["hash"]) for trial in manifest["trials"]]
