@@ -81,14 +81,6 @@ CLAIMS = [
         WHERE_IT_HOLDS + " One guidance scale for every arm, not tuned for each.",
     ),
     Claim(
-        "better predictions",
-        "IAR predicts the next token of held-out images better.",
-        "our reading of the abstract's training efficiency and performance; the paper's measure is FID",
-        "components",
-        Better("iar", "val/token_nll"),
-        "IAR's loss is not the token loss, and the paper promises no better likelihood: images may be better without.",
-    ),
-    Claim(
         "similar codes are what helps",
         "The gain comes from clusters of similar codes, not from any coarse target.",
         OURS,

@@ -1,72 +1,60 @@
-"""A study's report: one HTML page, the same as Markdown, its figures and its numbers, all made from a `Results`.
+"""A study's report: one HTML page, the same as Markdown, tables in LaTeX, figures and numbers, all from a `Results`.
 
 The same results give the same bytes: no dates, no machine names, and figures without metadata.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import shlex
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from html.parser import HTMLParser
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from PIL import Image
 
 from iar_study.errors import InputError
+from iar_study.evaluation import metrics
 from iar_study.evaluation.metrics import LIKENESS, REPLACED, metric_named
-from iar_study.evaluation.near_codes import paper_rank
-from iar_study.reporting import figures, near_codes
+from iar_study.reporting import figures
+from iar_study.reporting.illustrations import CURVES, findings_in_words, illustrations, save, sizes
+from iar_study.reporting.latex import latex_tables
 from iar_study.reporting.tables import (
     BY_CHANCE,
     WRONG_TOKEN,
     comparison,
     comparison_tables,
     design_tables,
-    difference_text,
     headline,
-    key_of,
     seeds_of,
     target_tables,
     verdict_rows,
     wrong_tokens,
 )
-from iar_study.storage import write_text
-from iar_study.study import published
-from iar_study.study.claims import Claim, Verdict, judge_all
+from iar_study.storage import digest, read_json
+from iar_study.study import published, statistics
+from iar_study.study.claims import Verdict
 from iar_study.study.plan import plural
 from iar_study.study.results import Results
+from iar_study.study.status import Status
 
-DIFFERENCES_DRAWN = {
-    "training": ("fd", "val/token_nll", "class_agreement", "val/cluster_accuracy"),
-    "sampling": ("fd", "recall", "class_agreement"),
-    "near-codes": ("same_cluster/feature_distance", "same_cluster/class_agreement"),
-}
-FACTOR_DRAWN = ("fd", "val/token_nll", "class_agreement")
-CURVES_DRAWN = (
-    ("val/token_nll", False),
-    ("val/token_nll", True),
-    ("val/cluster_accuracy", False),
-    ("val/cluster_accuracy", True),
-    ("train/token_nll", False),
-    ("train/token_nll", True),
-)
-QUALITY = "fd"
-"""What the samples drawn during training are judged by."""
-BY_POSITION = "val/token_nll"
 VERDICT_COLUMNS = ("claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits")
 GENERATOR = "iar-study"
+
+ABOUT = "report.json"
+"""What a report remembers: the digest of all that its figures were drawn from."""
+
+FILES = ("index.html", "index.md", "tables.tex", "results.csv", "verdicts.csv", "trials.json", ABOUT)
+"""Of a report, beside its figures."""
 
 
 def conclusion(results: Results) -> str:
@@ -82,12 +70,12 @@ def conclusion(results: Results) -> str:
             clauses.append(f"{metric.label} was not measured")
             continue
         table = comparison(results, key).loc[others]
-        clauses.append(f"{metric.label} is {_findings_in_words(table, metric.digits)}")
+        clauses.append(f"{metric.label} is {findings_in_words(table, metric.digits)}")
         inconclusive |= bool((table["finding"] == "inconclusive").any())
     caveat = "inconclusive means that no difference was shown, which does not show equality either; "
     return (
-        f"{where}compared with {results.baseline_in_words} seed by seed (95% intervals in brackets): {'; '.join(clauses)}; "
-        f"{caveat if inconclusive else ''}{limit}"
+        f"{where}compared with {results.baseline_in_words} seed by seed (95% intervals in brackets): "
+        f"{'; '.join(clauses)}; {caveat if inconclusive else ''}{limit}"
     )
 
 
@@ -104,142 +92,21 @@ def _scale_in_short(results: Results) -> str:
     return f"{scale.get('data set', 'a data set not stated')} ({'; '.join(parts)})"
 
 
-def _findings_in_words(table: pd.DataFrame, digits: int) -> str:
-    if (table["finding"] == "inconclusive").all():
-        return "inconclusive for every arm"
-    parts = []
-    for finding in ("better", "worse", "equal", "inconclusive"):
-        rows = table[table["finding"] == finding]
-        # An interval each is what makes the sentence checkable, but a sweep of ten arms would drown it.
-        told = [
-            arm
-            if finding in ("equal", "inconclusive") or len(rows) > 3
-            else f"{arm} ({' '.join(difference_text(row, digits))})"
-            for arm, row in rows.iterrows()
-        ]
-        if finding == "inconclusive" and len(rows) > 3:
-            parts.append(f"inconclusive for the other {len(rows)} arms")
-        elif told:
-            parts.append(f"{finding} for {_listed(map(str, told))}")
-    return ", ".join(parts)
-
-
-def _listed(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _drawings(results: Results) -> dict[str, list[tuple[str, Figure, str, str]]]:
-    """Return the figures of each section: (file name, figure, alternative text, caption)."""
-    drawn = set(results.curves["metric"])
-    others = results.compared
-    found: dict[str, list[tuple[str, Figure, str, str]]] = {
-        "factor": [],
-        "differences": [],
-        "curves": [],
-        "positions": [],
-        "near": [],
-        "replaced": [],
-        "samples": [],
-        "stages": [],
-    }
-    for name in DIFFERENCES_DRAWN[results.kind]:
-        metric = key_of(results, name)
-        if metric and others:
-            about, table = metric_named(metric), comparison(results, metric)
-            said = "; ".join(
-                f"{arm} {' '.join(difference_text(row, about.digits))} {row['finding']}"
-                for arm, row in table.loc[others].iterrows()
-            )
-            alt = f"{about.label}, paired differences from {results.baseline_in_words} with 95% intervals: {said}."
-            found["differences"].append((_file("difference", metric), figures.comparison(results, metric), alt, ""))
-    for name in FACTOR_DRAWN if results.places else ():
-        if metric := key_of(results, name):
-            about = metric_named(metric)
-            caption = f"{about.label} for each {results.factor}, whose values are spaced evenly."
-            told = [arm for arm in results.arms if arm not in results.places and arm != results.baseline]
-            caption += f" Without {_listed(told)}, which no number of it describes." if told else ""
-            found["factor"].append((_file("factor", metric), figures.over_factor(results, metric), caption, caption))
-    for metric, differences in CURVES_DRAWN:
-        with_curve = set(results.curves.loc[results.curves["metric"] == metric, "arm"])
-        pairs = [(arm, than) for arm, than in results.baselines.items() if arm != than]
-        if metric not in drawn or (differences and not any({*pair} <= with_curve for pair in pairs)):
-            continue
-        kind = f"difference from {results.baseline_in_words}" if differences else "every arm"
-        alt = f"{metric_named(metric).label} over training steps, {kind}. The numbers are in the trials' journals."
-        name = _file("curve-difference" if differences else "curve", metric)
-        found["curves"].append((name, figures.curves(results, metric, differences=differences), alt, ""))
-    quality = key_of(results, QUALITY)
-    if quality and results.curves.loc[results.curves["metric"] == quality, "step"].nunique() > 1:
-        alt = f"{metric_named(quality).label} of samples over training steps, every arm."
-        caption = (
-            f"How soon each arm reaches a quality. Dots: samples drawn on the way; where an arm's line falls below the "
-            f"dotted one, it is as good as {results.baseline} at the end of its training."
-        )
-        drawing = figures.quality_over_training(results, quality)
-        found["curves"].append((_file("quality", quality), drawing, alt, caption))
-    if BY_POSITION.partition("/")[2] in results.positions.get(results.baseline, {}):
-        alt = f"{metric_named(BY_POSITION).label} by position in the image, and each arm's difference from {results.baseline_in_words}."
-        caption = "Mean over seeds, by position of the token in the image"
-        caption += f"; the other pictures show arm minus {results.baseline_in_words}, all on one scale." if others else "."
-        found["positions"].append(("positions.png", figures.by_position(results, BY_POSITION), alt, caption))
-    for name in LIKENESS if results.kind == "near-codes" else ():
-        label = metric_named(f"near/{name}").label
-        alt = f"{label}, over the rank r on a logarithmic scale, beside both controls. The numbers are in results.csv."
-        found["near"].append(
-            (f"near-{name}.png", near_codes.distance_curves(results, name, paper_rank(results.n_codes)), alt, "")
-        )
-    if results.replaced:
-        alt = f"Held-out images with every token replaced: {', '.join(results.replaced)}."
-        caption = "The first held-out images, not chosen. A row is one image."
-        found["replaced"].append(("replaced.png", near_codes.replaced_pictures(results), alt, caption))
-    if any(arm in results.samples for arm in results.arms):
-        absent = [arm for arm in results.arms if arm not in results.samples]
-        caption = (
-            f"Seed {results.samples_seed}. Rows are classes; the same place has the same noise in every arm. "
-            "The first samples drawn, not chosen."
-        )
-        caption += f" No samples of {_listed(absent)}." if absent else ""
-        alt = f"Samples of {_listed([arm for arm in results.arms if arm in results.samples])}, one class a row."
-        found["samples"].append(("samples.png", figures.sample_grids(results), alt, caption))
-    if results.reconstructions:
-        alt = f"Held-out images in {plural(len(results.reconstructions), 'row')}: {', '.join(results.reconstructions)}."
-        found["stages"].append(("reconstructions.png", figures.reconstructions(results), alt, _rearranged(results)))
-    return found
-
-
-def _rearranged(results: Results) -> str:
-    """Say whether the rearranged codebook decodes to the same pictures, as it must."""
-    before, after = (results.reconstructions.get(key) for key in ("decoded", "decoded after rearrangement"))
-    if before is None or after is None or before.shape != after.shape:
-        return ""
-    if np.array_equal(before, after):
-        return "Before and after the codebook was rearranged, every pixel is the same, as it must be."
-    largest = int(np.abs(before.astype(int) - after).max())
-    return f"After the codebook was rearranged, pixels differ by up to {largest} of 255; they should not differ at all."
-
-
-def _file(kind: str, metric: str) -> str:
-    return f"{kind}-{re.sub('[/@]', '-', metric)}.png"
-
-
 def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     tables, wrong = comparison_tables(results), wrong_tokens(results)
     shown = [entry["key"] for table in tables for entry in table["compared"]]
     shown += [WRONG_TOKEN, BY_CHANCE] if wrong else []
     if results.kind == "near-codes":
         shown += [key for kind in REPLACED for name in LIKENESS if (key := f"{kind}/{name}") not in shown]
-    shown += [
-        metric for metric in dict(CURVES_DRAWN) if metric in set(results.curves["metric"]) and metric not in shown
-    ]
-    trials = results.final[["arm", "seed", "trial", "run_id"]].drop_duplicates()
+    shown += [metric for metric in dict(CURVES) if metric in set(results.curves["metric"]) and metric not in shown]
+    arms = _arms(results)
     return {
         "results": results,
         "conclusion": conclusion(results),
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
         "verdicts": verdict_rows(verdicts),
         "tables": tables,
-        "metrics_compared": (sum(len(table["compared"]) for table in tables) + bool(wrong)) * (len(results.arms) > 1),
+        "metrics_compared": (sum(len(table["compared"]) for table in tables) + bool(wrong)) * bool(results.compared),
         "wrong": wrong,
         "designs": design_tables(results),
         "targets": target_tables(results),
@@ -248,7 +115,8 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "missing": [
             {**trial, "ending": _ending(trial)} for trial in _in_order(results, results.missing).to_dict("records")
         ],
-        "trials": _in_order(results, trials).to_dict("records"),
+        "arms": arms,
+        "anchors": {arm["name"]: arm["id"] for arm in arms},
         "published": published,
     }
 
@@ -267,31 +135,133 @@ def _in_order(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(keys, key=lambda column: column.map(rank) if column.name == "arm" else column)
 
 
-def write_report(results: Results, folder: Path, verdicts: Sequence[Verdict] = ()) -> Path:
-    """Write `folder/STUDY/` with its pages, figures, results.csv and verdicts.csv; return the path of the HTML page.
+def _origin(results: Results) -> dict[str, Any]:
+    """Return what a number can be followed to: the settings that all trials share, and of each its own and the rest."""
+    configs = [trial["config"] for trial in results.trials]
+    first = configs[0] if configs else {}
+    common = {key: value for key, value in first.items() if all(config.get(key) == value for config in configs)}
+    trials = [
+        {**trial, "config": {key: value for key, value in trial["config"].items() if key not in common}}
+        for trial in sorted(results.trials, key=lambda trial: (list(results.arms).index(trial["arm"]), trial["seed"]))
+    ]
+    return {"study": results.study, "config": common, "trials": trials}
 
-    A report that is already there is replaced as a whole, once the new one is complete. `verdicts` are those on the
-    claims that this study tests.
+
+def _arms(results: Results) -> list[dict[str, Any]]:
+    """Return, for every arm, its anchor on the page, the settings that not all arms share, and its trials."""
+    origin = _origin(results)
+    arms = []
+    for i, arm in enumerate(results.arms):
+        trials = [
+            {
+                **trial,
+                "commit": trial["code"]["commit"][:10] + (" (changed)" if trial["code"]["dirty"] else ""),
+                "digest": trial["data"]["digest"][:10],
+                "machine": f"{trial['environment']['machine']}, {trial['environment']['cpu_capability']}",
+                "versions": f"Python {trial['environment']['python']}, torch {trial['environment']['torch']}",
+            }
+            for trial in origin["trials"]
+            if trial["arm"] == arm
+        ]
+        own = {key: value for trial in trials for key, value in trial["config"].items()}
+        settings = {key: value for key, value in own.items() if not key.endswith("seed")}
+        arms.append({"name": arm, "id": f"arm-{i + 1}", "settings": settings, "trials": trials})
+    return arms
+
+
+def write_report(
+    results: Results, folder: Path, verdicts: Sequence[Verdict] = (), status: Sequence[Status] = ()
+) -> Path:
+    """Write `folder/STUDY/` with its pages, figures, tables and numbers; return the path of the HTML page.
+
+    A report that is already there is replaced as a whole, once the new one is complete. Figures are drawn again only
+    where what they show has changed, and files that would be the same are left as they are.
+
+    Parameters
+    ----------
+    verdicts : on the claims that this study tests.
+    status : how far its trials are, where the study still runs: the page then shows it, and renews itself.
     """
     target = _target(results, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    context = _context(results, verdicts)
+    shown = illustrations(results)
+    drawn_from = digest(_seen(results), _drawing())
+    old = target if _remembered(target) == drawn_from else None
     with TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        context["figures"] = {
-            section: [_saved(new, *drawing) for drawing in drawings] for section, drawings in _drawings(results).items()
-        }
+        context = _context(results, verdicts) | {"figures": {}, "status": status}
+        for section, drawings in shown.items():
+            context["figures"][section] = []
+            for each in drawings:
+                if not (old and _taken_over(old, new, each.name)):
+                    save(each.draw(), new, each.name)
+                about = {"alt": each.alt, "caption": each.caption, **sizes(new, each.name)}
+                context["figures"][section].append(about)
         for template, name in (("report.html", "index.html"), ("report.md", "index.md")):
-            text = _templates().get_template(template).render(context)
+            text = templates().get_template(template).render(context)
             (new / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
+        (new / "tables.tex").write_text(latex_tables(results), encoding="utf-8")
         _in_order(results, results.final).to_csv(new / "results.csv", index=False, lineterminator="\n")
         judged = pd.DataFrame(context["verdicts"], columns=list(VERDICT_COLUMNS))
         judged.to_csv(new / "verdicts.csv", index=False, lineterminator="\n")
-        if target.exists():
-            os.replace(target, Path(scratch) / "old")
-        os.replace(new, target)
+        (new / "trials.json").write_text(_json(_origin(results)), encoding="utf-8")
+        (new / ABOUT).write_text(_json({"figures": drawn_from}), encoding="utf-8")
+        replace_folder(target, new, Path(scratch) / "old")
     return target / "index.html"
+
+
+def replace_folder(target: Path, new: Path, away: Path) -> None:
+    """Put the folder `new` in the place of `target`, which goes `away`; nothing moves where both hold the same."""
+    if target.exists():
+        if {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in new.iterdir()}:
+            return
+        os.replace(target, away)
+    os.replace(new, target)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _seen(results: Results) -> str:
+    """Return the digest of all that figures and their captions may show of results."""
+    parts: list[Any] = []
+    for name, value in sorted(vars(results).items()):
+        if isinstance(value, pd.DataFrame):
+            parts += [name, value.sort_values(list(value.columns)).to_csv(index=False)]
+        elif name in ("samples", "reconstructions", "replaced"):
+            parts += [name, *(part for key in value for part in (key, value[key]))]
+        elif name == "positions":
+            parts += [name, *(part for arm in value for key in value[arm] for part in (arm, key, value[arm][key]))]
+        elif name not in ("trials", "scale", "command", "settings", "exact"):
+            parts += [name, value]
+    return digest(*parts)
+
+
+@cache
+def _drawing() -> str:
+    """Return the digest of what draws: the package's code that figures pass through, and its libraries' versions."""
+    code = [Path(__file__).parent / name for name in ("figures.py", "near_codes.py", "illustrations.py", "tables.py")]
+    code += [Path(str(module.__file__)) for module in (statistics, metrics)]
+    libraries = {name: version(name) for name in ("matplotlib", "seaborn", "numpy", "pandas", "scipy", "pillow")}
+    return digest([sha256(path.read_bytes()).hexdigest() for path in code], libraries)
+
+
+def _remembered(target: Path) -> str:
+    """Return what the figures of the report at `target` were drawn from; "" where it does not say."""
+    try:
+        return str(read_json(target / ABOUT)["figures"])
+    except (InputError, OSError, KeyError, TypeError):
+        return ""
+
+
+def _taken_over(old: Path, new: Path, name: str) -> bool:
+    """Take a figure's files over from the report before; return whether they were there."""
+    for file in (f"{name}.png", f"{name}.svg"):
+        if (old / file).exists():
+            (new / file).write_bytes((old / file).read_bytes())
+    return (new / f"{name}.png").exists()
 
 
 def _target(results: Results, folder: Path) -> Path:
@@ -302,72 +272,14 @@ def _target(results: Results, folder: Path) -> Path:
     if results.final.empty:
         raise InputError(f"study {name!r} has no finished trial to report; `iar-study run {shlex.quote(name)}` first")
     target = folder / name
-    ours = {"index.html", "index.md", "results.csv", "verdicts.csv"}
-    strange = (
-        sorted(p.name for p in target.iterdir() if p.name not in ours and p.suffix != ".png") if target.exists() else []
+    strange = sorted(
+        path.name
+        for path in (target.iterdir() if target.exists() else ())
+        if path.name not in FILES and path.suffix not in (".png", ".svg")
     )
     if strange:
         raise InputError(f"{target} holds {strange[0]!r}, which no report wrote; move it or choose another folder")
     return target
-
-
-def _saved(folder: Path, name: str, figure: Figure, alt: str, caption: str) -> dict[str, Any]:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    picture = Image.fromarray(pixels)
-    # A palette is all that a chart needs, at a third of the size; samples keep every shade that they have.
-    if not any(axes.images for axes in figure.axes):
-        picture = picture.quantize(256, dither=Image.Dither.NONE)
-    elif (pixels == pixels[..., :1]).all():
-        picture = picture.convert("L")
-    picture.save(folder / name, optimize=True)
-    # Drawn at twice the density of a page, so that they are sharp on a phone and in print.
-    return {"file": name, "alt": alt, "caption": caption, "width": picture.width // 2, "height": picture.height // 2}
-
-
-def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
-    """Write `folder/index.html`: the verdicts on all claims and the reports found there; return its path.
-
-    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested.
-    """
-    found: list[dict[str, str]] = []
-    judged: dict[str, dict[str, str]] = {}
-    for page in sorted(folder.glob("*/index.html")):
-        head = _Head()
-        head.feed(page.read_text(encoding="utf-8"))
-        if head.meta.get("generator") == GENERATOR:
-            meta = {key: head.meta.get(key, "") for key in ("question", "description")}
-            link = f"{quote(page.parent.name)}/index.html"
-            found.append({"link": link, "name": page.parent.name, **meta})
-            if (page.parent / "verdicts.csv").exists():
-                rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
-                # A copy of a report under another name is no study's.
-                own = rows[rows["study"] == page.parent.name].to_dict("records")
-                judged |= {row["claim"]: {**row, "link": link} for row in own}
-    names = {report["name"] for report in found}
-    verdicts = []
-    for row in verdict_rows(judge_all(claims, [])):
-        if row["study"] in names and row["claim"] not in judged:
-            row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
-        verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
-    path = folder / "index.html"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, _templates().get_template("index.html").render(reports=found, verdicts=verdicts))
-    return path
-
-
-class _Head(HTMLParser):
-    """Reads the <meta name content> pairs of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.meta: dict[str, str] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag == "meta" and values.get("name"):
-            self.meta[str(values["name"])] = values.get("content") or ""
 
 
 def markdown(text: object) -> str:
@@ -381,7 +293,7 @@ def markdown(text: object) -> str:
     return re.sub(r"^([+-]|\d+[.)])(?=\s|$)", lambda start: f"{start[0][:-1]}\\{start[0][-1]}", escaped)
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("iar_study.reporting"),
         autoescape=select_autoescape(["html"]),

@@ -14,11 +14,14 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.study import Kind
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.workspace import Workspace, is_finished, read_manifest
 from iar_study.training.journal import read_journal
 
 SHOWN_ARM = "balanced"
 """Of near codes, the arm whose pictures are shown; they differ in the column of the same cluster alone."""
+
+STAGES = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
+"""Of held-out images, what a report calls them -> the array of the product `reference`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Results:
     kind : what the trials did, as in `Study.kind`. Of near codes, the steps of `curves` are ranks.
     beside : arm -> the arm that it is compared with, for arms whose that is not `baseline`; a baseline of its own names
         itself.
+    trials : one dict per trial that has ended: arm, seed, trial, run_id, page (address of its run, "" without a server),
+        status, and what trial.json says of it: config, inputs, data, code, environment.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
@@ -73,6 +78,7 @@ class Results:
     positions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     kind: Kind = "training"
     replaced: dict[str, np.ndarray] = field(default_factory=dict)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
     factor: str = ""
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -101,14 +107,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
     ------
     InputError : the study was never run here.
     """
-    path = workspace.studies / f"{study}.json"
-    if not path.exists():
-        known = sorted(found.stem for found in workspace.studies.glob("*.json"))
-        hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
-        raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
-    manifest = read_json(path)
-    if "factor" not in manifest:
-        raise InputError(f"study {study!r} was run here by an older version; `iar-study run {study}` runs it anew")
+    manifest = read_manifest(workspace, study)
     seeds = sorted({trial["seed"] for trial in manifest["trials"]})
     final: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
@@ -120,6 +119,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
     about: dict[str, Any] = {}
     values: dict[str, float] = {}
     tokenizers: dict[int, dict[str, Any]] = {}
+    ended: list[dict[str, Any]] = []
     for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
         key = {"arm": trial["arm"], "seed": trial["seed"], "trial": trial["hash"]}
@@ -149,6 +149,9 @@ def load_results(workspace: Workspace, study: str) -> Results:
                 for name, value in point["metrics"].items()
             ]
             own = read_json(folder / "trial.json")
+            page = f"{manifest['page']}/{trial['run_id']}" if manifest["page"] and trial["run_id"] else ""
+            said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment")}
+            ended.append({**key, "run_id": trial["run_id"], "page": page, "status": result["status"], **said})
             about = about or own
             if manifest["factor"]:
                 values[trial["arm"]] = float(own["config"][manifest["factor"]])
@@ -186,6 +189,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         positions={arm: _on_grid(of_seeds, seeds) for arm, of_seeds in positions.items()},
         kind=manifest["kind"],
         replaced=replaced,
+        trials=ended,
         beside={name: arm["beside"] for name, arm in arms.items() if arm["beside"] != manifest["baseline"]},
         factor=manifest["factor"],
         places={name: (arm["series"], values[name]) for name, arm in arms.items() if arm["series"] and name in values},
@@ -204,8 +208,7 @@ def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, n
     if reference is None:
         return {}
     pictures = load_arrays(workspace.cache / reference)[0]
-    stages = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
-    return {label: pictures[name] for label, name in stages.items()}
+    return {label: pictures[name] for label, name in STAGES.items()}
 
 
 def _command(manifest: dict[str, Any], seeds: list[int]) -> str:

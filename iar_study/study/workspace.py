@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iar_study.errors import InputError
+from iar_study.storage import is_locked, read_json
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,37 @@ class Workspace:
         return self.root / "mlartifacts"
 
 
+def studies_run(workspace: Workspace, study: str | None = None) -> list[str]:
+    """Return the names of the studies that were run in a workspace, sorted; with `study`, that one alone.
+
+    Raises `InputError` where none was, or not this one.
+    """
+    known = sorted(path.stem for path in workspace.studies.glob("*.json"))
+    if study is not None and study not in known:
+        hint = f"run here so far: {', '.join(known)}" if known else "no study was run here yet"
+        raise InputError(f"no results of study {study!r}: `iar-study run {study}` makes them; {hint}")
+    if not known:
+        raise InputError("no study was run here yet; begin with `iar-study run components`")
+    return known if study is None else [study]
+
+
+def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
+    """Return what the last run of a study asked for: its arms, its trials, what these were made from.
+
+    Raises `InputError` where it was not run here, or by an older version.
+    """
+    studies_run(workspace, study)
+    manifest = read_json(workspace.studies / f"{study}.json")
+    if "factor" not in manifest:
+        raise InputError(f"study {study!r} was run here by an older version; `iar-study run {study}` runs it anew")
+    return manifest
+
+
 def is_finished(folder: Path) -> bool:
     """Has the trial of this folder ended, in a result or in divergence?"""
     return (folder / "result.json").exists()
+
+
+def is_running(folder: Path) -> bool:
+    """Is a process at work on the trial of this folder right now?"""
+    return is_locked(folder / "lock")

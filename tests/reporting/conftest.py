@@ -57,8 +57,7 @@ def make_results(
         of_seeds = []
         for seed in seeds:
             shared = np.random.default_rng(seed).normal()
-            trial = sha256(f"{arm} {seed}".encode()).hexdigest()
-            run_id = trial[32:]
+            trial, run_id = _ids(arm, seed)
             ends = {}
             for metric, (level, spread) in FINAL.items():
                 better = -1 if metric_named(metric).better == "lower" else 1
@@ -84,6 +83,19 @@ def make_results(
         coarse = rng.integers(0, 256, (*shape, 7, 7, channels), dtype=np.uint8)
         return coarse.repeat(4, axis=-3).repeat(4, axis=-2)
 
+    trials = [
+        {
+            **{"arm": arm, "seed": seed, "trial": trial, "run_id": run_id, "page": "", "status": "finished"},
+            "config": {"train.steps": 500, "loss.cluster_weight": float(index > 1), "seed": seed},
+            "inputs": {"codes": "c0de" * 16},
+            "data": {"name": "fashion-mnist", "digest": "da7a" * 16},
+            "code": {"commit": "0123456789abcdef", "dirty": False},
+            "environment": {"machine": "x86_64", "cpu_capability": "AVX512", "python": "3.11.7", "torch": "2.13.0"},
+        }
+        for index, arm in enumerate(arms)
+        for seed in seeds
+        for trial, run_id in [_ids(arm, seed)]
+    ]
     decoded = pictures(12)
     return Results(
         study=study,
@@ -121,7 +133,14 @@ def make_results(
         },
         exact={"equivariance": 3.1e-16, "decoding": 0.0},
         positions=positions,
+        trials=trials,
     )
+
+
+def _ids(arm: str, seed: int) -> tuple[str, str]:
+    """Return the hash of a trial and the id of its run."""
+    trial = sha256(f"{arm} {seed}".encode()).hexdigest()
+    return trial, trial[32:]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.alts: list[str | None] = []
         self.classes: list[str] = []
+        self.ids: list[str] = []
         self.headings: list[str] = []
         self.tables: list[tuple[str, list[list[str]]]] = []
         """The heading that each table is under, and the text of its cells, row by row."""
@@ -30,6 +31,7 @@ class Page(HTMLParser):
         self.addresses += [values[key] for key in ("src", "href") if key in values]
         self.alts += [values.get("alt")] if tag == "img" else []
         self.classes += [values["class"]] if "class" in values else []
+        self.ids += [values["id"]] if "id" in values else []
         if tag == "h2":
             self.headings.append("")
         elif tag == "table":

@@ -11,72 +11,28 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from iar_study.errors import InputError
-from iar_study.reporting.report import conclusion, markdown, write_index, write_report
+from iar_study.reporting import report as report_module
+from iar_study.reporting.illustrations import save
+from iar_study.reporting.report import FILES, conclusion, markdown, write_report
+from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import verdict_rows
-from iar_study.study.claims import Better, Claim, Exact, NotTested, judge
+from iar_study.study.claims import Better, judge
+from iar_study.study.status import Status
+from tests.reporting.made_up import (
+    ANSWERS,
+    CLAIMS,
+    FD,
+    NLL,
+    ODD,
+    ascii_minus,
+    claim,
+    files,
+    light,
+    values_of,
+    with_values,
+    without,
+)
 from tests.reporting.pages import Page, rendered
-
-FD, NLL = "fd/classifier@2k", "val/token_nll"
-ODD = "<script>alert('1')</script> 50% a_b|c*d `e` [f](g)"
-
-
-def claim(name, rule, study="components", **changed):
-    return Claim(
-        name,
-        **{"sentence": f"It is said: {name}.", "source": "ours", "limits": "Else none."} | changed,
-        study=study,
-        rule=rule,
-    )
-
-
-CLAIMS = [
-    claim("iar helps", Better("iar", "fd")),
-    claim("random clusters help", Better("random", "fd")),
-    claim("the order helps", Better("rearranged", "val/token_nll")),
-    claim("plain helps", Better("plain", "fd")),
-    claim("the order is free", Exact("equivariance", 1e-9)),
-    claim("balance helps", Better("balanced", "fd"), study="balance"),
-    claim("all generators", NotTested("one generator is built here"), study=None),
-]
-ANSWERS = ("supported", "contradicted", "inconclusive", "not tested", "supported")
-"""The verdicts on those that the study `components` tests."""
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def ascii_minus(text):
-    return text.replace("\N{MINUS SIGN}", "-")
-
-
-def light(results):
-    """Drop what takes long to draw and is not looked at."""
-    final = results.final[results.final["metric"].isin([FD, NLL])]
-    return replace(results, curves=results.curves[:0], final=final, positions={})
-
-
-def without(results, arm):
-    return replace(
-        results,
-        final=results.final[results.final["arm"] != arm],
-        curves=results.curves[results.curves["arm"] != arm],
-        samples={name: grid for name, grid in results.samples.items() if name != arm},
-        positions={name: of for name, of in results.positions.items() if name != arm},
-        missing=pd.DataFrame({"arm": arm, "seed": [0, 1, 2], "status": "not finished", "step": [40.0, np.nan, np.nan]}),
-    )
-
-
-def with_values(results, metric, arm, values):
-    """Give the seeds of an arm these values."""
-    final = results.final.copy()
-    final.loc[(final["metric"] == metric) & (final["arm"] == arm), "value"] = values
-    return replace(results, final=final)
-
-
-def values_of(results, metric, arm):
-    final = results.final
-    return final.loc[(final["metric"] == metric) & (final["arm"] == arm), "value"].to_numpy()
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +69,25 @@ def test_same_results_same_bytes(results, verdicts, report, tmp_path):
 def test_the_folder_holds_these_files_and_no_others(report):
     compared = ("fd-classifier-2k", "val-token_nll", "class_agreement-classifier-2k", "val-cluster_accuracy")
     curves = ("val-token_nll", "val-cluster_accuracy", "train-token_nll")
-    drawn = {f"difference-{metric}.png" for metric in compared}
-    drawn |= {f"{kind}-{metric}.png" for kind in ("curve", "curve-difference") for metric in curves}
-    drawn |= {"quality-fd-classifier-2k.png", "positions.png", "samples.png", "reconstructions.png"}
-    assert files(report.parent).keys() == drawn | {"index.html", "index.md", "results.csv", "verdicts.csv"}
+    charts = {f"difference-{metric}" for metric in compared} | {"quality-fd-classifier-2k"}
+    charts |= {f"{kind}-{metric}" for kind in ("curve", "curve-difference") for metric in curves}
+    drawn = {f"{name}.svg" for name in charts} | {f"{name}.png" for name in charts}
+    drawn |= {"positions.png", "samples.png", "reconstructions.png"}
+    assert files(report.parent).keys() == drawn | set(FILES)
 
 
 def test_everything_the_pages_ask_for_is_there(report, page, marked):
-    pictures = {path.name for path in report.parent.glob("*.png")}
-    for text, csv_files in ((page, {"results.csv"}), (marked, {"results.csv"})):
-        local = [unquote(a) for a in text.addresses if not re.match("https://|data:", a)]
-        assert set(local) == pictures | csv_files
+    charts, pictures = ({path.name for path in report.parent.glob(f"*.{kind}")} for kind in ("svg", "png"))
+    for text, drawn in ((page, charts | pictures), (marked, pictures)):
+        local = {unquote(a) for a in text.addresses if not re.match("https://|data:|#", a)}
+        assert local == drawn | {"results.csv", "verdicts.csv", "tables.tex", "trials.json"}
         assert all((report.parent / address).is_file() for address in local)
+    anchors = {address[1:] for address in page.addresses if address.startswith("#")}
+    assert anchors == {f"arm-{i}" for i in range(1, 6)} <= set(page.ids)
 
 
 def test_the_page_is_small_and_needs_no_script(report, page):
-    assert sum(map(len, files(report.parent).values())) < 1_000_000
+    assert sum(map(len, files(report.parent).values())) < 1_600_000
     assert "script" not in page.tags
     assert len(page.alts) == 14
     assert all(page.alts)
@@ -143,7 +102,6 @@ def test_what_a_reader_looks_for_comes_in_order(page, marked, results):
     shared = [
         "What these seeds can and cannot show",
         "What was run",
-        "Differences from the baseline",
         "During training",
         "How much training until the baseline's final quality",
         "By position in the image",
@@ -155,8 +113,9 @@ def test_what_a_reader_looks_for_comes_in_order(page, marked, results):
         "Where the numbers come from",
     ]
     beside = [f"{title}: every arm beside the baseline" for title in ("Samples", "Predictions on held-out images")]
-    assert [title.replace("\u2019", "'") for title in page.headings] == ["Verdicts, at this scale", *beside, *shared]
-    assert marked.headings == ["Verdicts, at this scale", "Every arm beside the baseline", *shared]
+    begin = ["Verdicts, at this scale", "Differences from the baseline"]
+    assert [title.replace("\u2019", "'") for title in page.headings] == [*begin, *beside, *shared]
+    assert marked.headings == [*begin, "Every arm beside the baseline", *shared]
 
 
 def test_the_pages_tell_how_to_check_them(page, marked, results):
@@ -165,10 +124,11 @@ def test_the_pages_tell_how_to_check_them(page, marked, results):
         assert "not comparable with the numbers above" in text.words
         assert "corrected by Holm for all arms of this study in this metric" in text.words
         assert "and this page compares 15 of them" in text.words
-        (trials,) = text.under("Where the numbers come from")
-        ids = results.final[["arm", "seed", "trial", "run_id"]].drop_duplicates()
-        expected = [[arm, str(seed), trial[:12], run] for arm, seed, trial, run in ids.itertuples(index=False)]
-        assert trials[1:] == expected
+        rows = [row for table in text.under("Where the numbers come from") for row in table[1:]]
+        ids = results.final[["seed", "trial", "run_id"]].drop_duplicates()
+        expected = [[str(seed), trial[:12], run, "0123456789"] for seed, trial, run in ids.itertuples(index=False)]
+        assert [row[-6:-2] for row in rows] == expected
+        assert all(row[-1] == "Python 3.11.7, torch 2.13.0, x86_64, AVX512" for row in rows)
 
 
 def test_every_metric_that_is_shown_is_defined(report, page, marked, results):
@@ -328,7 +288,7 @@ def test_positions_without_those_of_the_baseline_cost_the_figure_alone(results, 
 
 
 def test_positions_are_shown_where_they_were_measured(results, report, page, marked, tmp_path):
-    caption = "Mean over seeds, by position of the token in the image"
+    caption = "by position of the token in the image, mean over seeds"
     assert (report.parent / "positions.png").is_file()
     for text in (page, marked):
         assert caption in text.words
@@ -445,7 +405,7 @@ def test_odd_names_are_shown_as_they_are(build, tmp_path):
         (rows,) = text.under("Verdicts")
         assert f"{ODD} minus base in FD (classifier, 2k): " in rows[1][2]
         of_arms = [rows for _, rows in text.tables if rows[0][0] == "arm"]
-        assert len(of_arms) == (7 if text is page else 19)
+        assert len(of_arms) == (6 if text is page else 19)
         assert all(any(row[0].startswith(ODD) for row in rows) for rows in of_arms)
         assert all(len({len(row) for row in rows}) == 1 for _, rows in text.tables)
     # A table cuts off what is too much in a row, so the bars are counted, in the text itself.
@@ -484,6 +444,54 @@ def test_a_new_report_takes_the_place_of_the_old(results, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["components"]
 
 
+def test_only_what_changed_is_drawn_again(results, verdicts, tmp_path, monkeypatch):
+    results = light(results)
+    drawn = []
+    monkeypatch.setattr(report_module, "save", lambda *given: drawn.append(given[2]) or save(*given))
+    path = write_report(results, tmp_path, verdicts)
+    assert len(drawn) == len(set(drawn)) == 4
+    drawn.clear()
+    before = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
+    write_report(results, tmp_path, verdicts)
+    assert {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()} == before
+    write_report(results, tmp_path, verdicts[1:])  # words alone
+    assert not drawn
+    assert CLAIMS[0].sentence not in path.read_text()
+    (path.parent / "samples.png").unlink()
+    write_report(results, tmp_path, verdicts)
+    assert drawn == ["samples"]
+    write_report(with_values(results, FD, "iar", 3.0), tmp_path, verdicts)
+    assert len(drawn) == 1 + 4
+
+
+def test_a_running_study_shows_how_far_it_is_and_renews_itself(results, tmp_path):
+    status = [Status("baseline", 0, True, 500, 500), Status(ODD, 1, False, 1234, 5000), Status("iar", 2, False, 0, 0)]
+    results = replace(light(results), samples={}, reconstructions={})
+    text = write_report(results, tmp_path, status=status).read_text()
+    page = Page(text)
+    (rows,) = page.under("Still running: 1 of 3 trials have ended")
+    assert rows[1:] == [[ODD, "1", "step 1,234 of 5,000"], ["iar", "2", "not begun"]]
+    assert 'http-equiv="refresh"' in text
+    again = write_report(results, tmp_path).read_text()
+    assert "Still running" not in again
+    assert "refresh" not in again
+
+
+def test_arms_are_compared_with_the_baseline_of_their_own(build, tmp_path):
+    arms = dict.fromkeys(("baseline", "iar", "baseline-half", "iar-half"), "")
+    results = light(build(arms=arms))
+    beside = {"baseline-half": "baseline-half", "iar-half": "baseline-half"}
+    results = replace(results, beside=beside, samples={}, reconstructions={})
+    same = values_of(results, NLL, "baseline-half")
+    path = write_report(with_values(results, NLL, "iar-half", same - [0.1, 0.1, 0.11]), tmp_path)
+    page = Page(path.read_text())
+    assert "compared with its own baseline seed by seed" in page.words
+    (rows,) = page.under("Predictions on held-out images")
+    assert [row[1].split()[-1] for row in rows[1:]] != ["better"] * 4
+    assert rows[4][1].endswith("better")
+    assert "Δ" not in rows[1][1] + rows[3][1]
+
+
 def test_a_failure_leaves_the_old_report(results, tmp_path):
     results = replace(light(results), samples={})
     path = write_report(results, tmp_path)
@@ -505,79 +513,6 @@ def test_changed_pixels_after_rearrangement_are_told(results, tmp_path):
     stages["decoded after rearrangement"] = stages["decoded"] ^ 1
     page = write_report(replace(light(results), reconstructions=stages, samples={}), tmp_path).read_text()
     assert "pixels differ by up to 1 of 255; they should not differ at all" in page
-
-
-def test_index_lists_reports_and_nothing_else(results, tmp_path):
-    assert "No report yet" in write_index(tmp_path).read_text()
-    write_report(replace(light(results), samples={}), tmp_path)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "index.html").write_text("<title>not ours</title>")
-    page = Page(write_index(tmp_path).read_text())
-    assert conclusion(results) in page.text
-    assert page.addresses == ["data:,", "components/index.html"]
-    assert not page.tables
-
-
-def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
-    bare = replace(light(results), samples={}, reconstructions={})
-    write_report(bare, tmp_path, verdicts)
-    other = replace(bare, study="balance")
-    write_report(other, tmp_path, judge(CLAIMS, other))
-    page = Page(write_index(tmp_path, CLAIMS).read_text())
-    (rows,) = page.under("What holds so far")
-    assert rows[0] == ["claim", "verdict", "evidence"]
-    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS]
-    answers = [f"{answer} components" for answer in ANSWERS]
-    assert [row[1] for row in rows[1:]] == [*answers, "not tested balance", "not tested"]
-    told = [*(verdict.evidence for verdict in verdicts), "arm 'balanced' was not run", "one generator is built here"]
-    assert [row[2] for row in rows[1:]] == [f"{evidence} Limits: Else none." for evidence in told]
-    links = ["components/index.html#verdicts"] * 5 + ["balance/index.html#verdicts"]
-    assert page.addresses == ["data:,", *links, "balance/index.html", "components/index.html"]
-    assert "not-tested" in " ".join(page.classes)
-    for study in ("components", "balance"):
-        assert 'id="verdicts"' in (tmp_path / study / "index.html").read_text()
-
-
-def test_index_before_any_report_says_that_nothing_is_tested(tmp_path):
-    page = Page(write_index(tmp_path, CLAIMS).read_text())
-    (rows,) = page.under("What holds so far")
-    assert {row[1] for row in rows[1:]} == {"not tested"}
-    evidence = [row[2].partition(" Limits")[0] for row in rows[1:]]
-    assert evidence == ["study components was not run"] * 5 + [
-        "study balance was not run",
-        "one generator is built here",
-    ]
-    assert page.addresses == ["data:,"]
-    assert "No report yet" in page.text
-
-
-def test_index_follows_a_report_that_was_written_again(results, verdicts, tmp_path):
-    bare = replace(light(results), samples={}, reconstructions={})
-    write_report(bare, tmp_path, verdicts)
-    write_index(tmp_path, CLAIMS)
-    worse = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
-    write_report(worse, tmp_path, judge(CLAIMS, worse))
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "contradicted components"
-    # A claim that is no longer made is not told of, though the report still tells of it.
-    (rows,) = Page(write_index(tmp_path, CLAIMS[1:]).read_text()).under("What holds so far")
-    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS[1:]]
-
-
-def test_index_does_not_deny_a_study_whose_report_is_older_than_the_claim(results, verdicts, tmp_path):
-    write_report(replace(light(results), samples={}, reconstructions={}), tmp_path, verdicts[1:])
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1].startswith("not tested")
-    assert "study components was not run" not in rows[1][2]
-
-
-def test_index_follows_the_study_and_not_a_copy_that_was_put_aside(results, verdicts, tmp_path):
-    bare = replace(light(results), samples={}, reconstructions={})
-    old = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
-    write_report(old, tmp_path, judge(CLAIMS, old)).parent.rename(tmp_path / "components-old")
-    write_report(bare, tmp_path, verdicts)
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "supported components"
 
 
 @pytest.mark.parametrize("text", ["1. one", "- a", "+ b", "a | b", "<b>", "# x", "$x$", "&amp;", "`c`", "a\nb", "5.46"])

@@ -1,0 +1,178 @@
+"""All reports together: the index with the verdicts, the site of a store, its check against one, and the watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from difflib import unified_diff
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from iar_study.errors import InputError
+from iar_study.reporting.report import GENERATOR, templates, write_report
+from iar_study.reporting.tables import verdict_rows
+from iar_study.storage import write_text
+from iar_study.study.claims import Claim, judge, judge_all
+from iar_study.study.results import load_results
+from iar_study.study.status import Status, status_of
+from iar_study.study.workspace import Workspace
+
+INDEX = "index.html"
+SHOWN = 3
+"""Lines of a difference that a check shows of a file."""
+
+
+def write_site(store: Workspace, studies: Sequence[str], folder: Path, claims: Sequence[Claim]) -> Iterator[Path]:
+    """Write the reports of studies into `folder`, then its index; yield the path of each page as it is done.
+
+    Raises `InputError` for a study without a finished trial.
+    """
+    for study in studies:
+        results = load_results(store, study)
+        yield write_report(results, folder, judge(claims, results))
+    yield write_index(folder, claims)
+
+
+def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
+    """Write `folder/index.html`: the verdicts on all claims and the reports found there; return its path.
+
+    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested.
+    """
+    found: list[dict[str, str]] = []
+    judged: dict[str, dict[str, str]] = {}
+    for page in sorted(folder.glob(f"*/{INDEX}")):
+        head = _Head()
+        head.feed(page.read_text(encoding="utf-8"))
+        if head.meta.get("generator") == GENERATOR:
+            meta = {key: head.meta.get(key, "") for key in ("question", "description")}
+            link = f"{quote(page.parent.name)}/{INDEX}"
+            found.append({"link": link, "name": page.parent.name, **meta})
+            if (page.parent / "verdicts.csv").exists():
+                rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
+                # A copy of a report under another name is no study's.
+                own = rows[rows["study"] == page.parent.name].to_dict("records")
+                judged |= {row["claim"]: {**row, "link": link} for row in own}
+    names = {report["name"] for report in found}
+    verdicts = []
+    for row in verdict_rows(judge_all(claims, [])):
+        if row["study"] in names and row["claim"] not in judged:
+            row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
+        verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
+    path = folder / INDEX
+    folder.mkdir(parents=True, exist_ok=True)
+    text = templates().get_template(INDEX).render(reports=found, verdicts=verdicts)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return path
+
+
+class _Head(HTMLParser):
+    """Reads the <meta name content> pairs of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "meta" and values.get("name"):
+            self.meta[str(values["name"])] = values.get("content") or ""
+
+
+def check_site(store: Workspace, studies: Sequence[str], folder: Path, claims: Sequence[Claim]) -> list[str]:
+    """Write the site anew, elsewhere, and return in what `folder` differs from it; empty where every byte is the same.
+
+    The index is compared where `folder` holds the reports of these studies and of no others.
+    """
+    with TemporaryDirectory(prefix="iar-study-") as scratch:
+        anew = Path(scratch)
+        for _ in write_site(store, studies, anew, claims):
+            pass
+        found = []
+        pages = {page.parent.name for page in folder.glob(f"*/{INDEX}")}
+        expected = {page.parent.name for page in anew.glob(f"*/{INDEX}")}
+        names = {f"{name}/{path.name}" for name in expected for side in (folder, anew) for path in _files(side / name)}
+        if pages == expected:
+            names.add(INDEX)
+        for name in sorted(names):
+            found += _difference(name, folder / name, anew / name)
+        return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _difference(name: str, there: Path, anew: Path) -> list[str]:
+    """Say how a file of a report differs from the one written anew; nothing where it does not."""
+    if not anew.exists():
+        return [f"{name}: no report writes it"]
+    if not there.exists():
+        return [f"{name}: missing"]
+    if there.read_bytes() == anew.read_bytes():
+        return []
+    if there.suffix == ".png":
+        return [f"{name}: {_pixels(there, anew)}"]
+    try:
+        lines = [path.read_text(encoding="utf-8").splitlines() for path in (there, anew)]
+    except UnicodeDecodeError:
+        return [f"{name}: is no text"]
+    changed = [
+        line for line in unified_diff(*lines, n=0, lineterm="") if line[:1] in "+-" and line[:3] not in ("---", "+++")
+    ]
+    shown = [f"    {line[0]} {_shortened(line[1:])}" for line in changed[:SHOWN]]
+    more = f"\n    and {len(changed) - SHOWN} more lines" if len(changed) > SHOWN else ""
+    return [f"{name}: differs (- there, + written anew)\n" + "\n".join(shown) + more]
+
+
+def _pixels(there: Path, anew: Path) -> str:
+    try:
+        with Image.open(there) as one, Image.open(anew) as other:
+            a, b = np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB"))
+    except (UnidentifiedImageError, OSError):
+        return "is no picture"
+    if a.shape != b.shape:
+        return f"{a.shape[1]} x {a.shape[0]} pixels, and {b.shape[1]} x {b.shape[0]} written anew"
+    differ = (a != b).any(axis=-1)
+    if not differ.any():
+        return "the same pixels, in another file"
+    return f"{int(differ.sum()):,} of {differ.size:,} pixels differ"
+
+
+def _shortened(line: str, most: int = 160) -> str:
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def watch(
+    store: Workspace, study: str, folder: Path, claims: Sequence[Claim], every_s: float
+) -> Iterator[Sequence[Status]]:
+    """Write the report of a study again whenever a trial has got further, until all have ended; yield how far they are.
+
+    The page then renews itself in the browser, and says how far each trial is. Before the first trial has ended it says
+    nothing else.
+    """
+    seen: Sequence[Status] | None = None
+    while True:
+        status = status_of(store, study)
+        if status != seen:
+            seen = status
+            running = () if all(trial.ended for trial in status) else status
+            try:
+                results = load_results(store, study)
+                write_report(results, folder, judge(claims, results), running)
+            except InputError:
+                if any(trial.ended for trial in status):
+                    raise
+                text = templates().get_template("waiting.html").render(study=study, status=status)
+                write_text(folder / study / INDEX, text)
+            write_index(folder, claims)
+            yield status
+            if not running:
+                return
+        time.sleep(every_s)
