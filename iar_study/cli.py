@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import Any
 
 from iar_study.errors import InputError
@@ -19,6 +20,9 @@ EXIT_TERMINATED = 143
 
 STOPPED = "iar-study: stopped; the same command goes on from the last checkpoints"
 
+WATCH_S = 5.0
+"""Seconds between two looks of `report --watch`."""
+
 LEGEND = """
 gap: the share of the inertia that an optimal assignment to the same centroids would save; similarity: mean cosine
 within clusters and between them; neighbours: how many of the 8 nearest by index are among the 8 nearest in space;
@@ -28,8 +32,8 @@ path: length of the path through all codes in this order, as a share of a random
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 fine, 1 a trial failed, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM, 141 nobody reads the
-    output any more.
+    0 fine, 1 a trial failed or a check found a difference, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and
+    SIGTERM, 141 nobody reads the output any more.
     """
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
@@ -137,6 +141,20 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", metavar="F", help="write the tidy table; - prints it")
     form.add_argument("--parquet", metavar="F", help="write it as Parquet")
 
+    compare = command(
+        "compare",
+        _compare,
+        "Set two stores, of two machines or two commits, side by side, study by study: what was asked and recorded, "
+        "whether trials of the same hash have the same values, whether what arms differ from their baseline agrees, "
+        "and the verdicts. Exit code 1 if a trial of the same hash has another value, or a finding or verdict is at "
+        "odds; 2 if there is nothing to compare.",
+        "iar-study compare . other-machine.tar.xz components",
+    )
+    compare.add_argument("a", metavar="A", help="a workspace's folder, or a file that `iar-study export` wrote")
+    compare.add_argument("b", metavar="B", help="the same of another one")
+    compare.add_argument("study", nargs="?", metavar="STUDY", help="default: every study that both have")
+    compare.add_argument("--csv", metavar="F", help="write the table of arms, a row per metric and arm; - prints it")
+
     cache = command(
         "cache",
         _cache,
@@ -151,11 +169,38 @@ def build_parser() -> argparse.ArgumentParser:
     report = command(
         "report",
         _report,
-        "Write reports/STUDY/index.html and .md from the finished trials of the study's last run.",
+        "Write reports/STUDY/ from the finished trials of the study's last run: pages, figures, tables for LaTeX, CSV. "
+        "Only what has changed is drawn again.",
         "iar-study report components",
     )
-    report.add_argument("study", nargs="?", metavar="STUDY", help="default: every study that was run here")
+    report.add_argument("study", nargs="?", metavar="STUDY", help="default, or `all`: every study that was run here")
     report.add_argument("-o", "--output", metavar="FOLDER", help="default: reports/ of the workspace")
+    report.add_argument("--from", dest="store", metavar="STORE", help="another workspace, or a file of `export`")
+    report.add_argument(
+        "--check", action="store_true", help="write nothing; say what differs from the reports there, exit code 1 if so"
+    )
+    report.add_argument("--watch", action="store_true", help="follow a study that runs, until its trials have ended")
+
+    results_file = command(
+        "export",
+        _export,
+        "Write what reports need of the studies' last runs as one file, without weights: for `report --from`, `import` "
+        "and `compare`.",
+        "iar-study export components -o results.tar.xz",
+    )
+    results_file.add_argument("studies", nargs="*", metavar="STUDY", help="default: every study that was run here")
+    results_file.add_argument("-o", "--output", required=True, metavar="F", help="a .tar.xz")
+    results_file.add_argument(
+        "--inputs", action="store_true", help="add tokenizers, codes and classifiers, so that a run elsewhere can go on"
+    )
+
+    taken = command(
+        "import",
+        _import,
+        "Add the trials of an export to this workspace; what is finished here is kept. `run` then finds them.",
+        "iar-study import results.tar.xz",
+    )
+    taken.add_argument("store", metavar="STORE", help="a file of `export`, or another workspace")
 
     export = command(
         "export-samples",
@@ -453,6 +498,12 @@ def _run_study(
         )
     for trial, error in outcome.failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
+    if first and outcome.trained + outcome.found:
+        from iar_study.reporting.site import write_site
+        from iar_study.study.claims import load_claims
+
+        page, *_ = write_site(workspace, [study.name], workspace.reports, load_claims(workspace.experiments))
+        print(page)
     return EXIT_FAILED if outcome.failed else 0
 
 
@@ -512,6 +563,28 @@ def _results(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.reporting.compare import comparison_text, export_comparison
+    from iar_study.reporting.tables import HEADLINE
+    from iar_study.study.claims import load_claims
+    from iar_study.study.comparison import compare_stores
+    from iar_study.study.export import open_store
+    from iar_study.study.workspace import Workspace
+
+    claims = load_claims(Workspace.find().experiments)
+    with open_store(Path(arguments.a)) as a, open_store(Path(arguments.b)) as b:
+        found = compare_stores(a, b, claims, HEADLINE, arguments.study)
+    if arguments.csv != "-":
+        print(comparison_text(found, arguments.a, arguments.b))
+    if arguments.csv:
+        rows = export_comparison(found, arguments.csv)
+        if arguments.csv != "-":
+            print(f"{arguments.csv}: {rows:,} rows")
+    return 0 if found.agree else EXIT_FAILED
+
+
 def _cache(arguments: argparse.Namespace) -> int:
     from iar_study.reporting.cache import cache_text, counted, product_text, unused_text
     from iar_study.study.cache import find_product, list_cache, prune, unused
@@ -537,23 +610,64 @@ def _cache(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from iar_study.study.workspace import Workspace, studies_run
+
+    workspace = Workspace.find()
+    name = None if arguments.study in (None, "all") else arguments.study
+    if arguments.check and arguments.watch:
+        raise InputError("--check compares what is there, --watch writes; give one of them")
+    if arguments.watch and name is None:
+        raise InputError("--watch follows one study; name it")
+    folder = Path(arguments.output) if arguments.output else workspace.reports
+    if not arguments.store:
+        studies_run(workspace, name)  # before anything slow is imported
+
+    from iar_study.reporting.site import check_site, watch, write_site
+    from iar_study.study.claims import load_claims
+    from iar_study.study.export import open_store
+
+    claims = load_claims(workspace.experiments)
+    with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
+        studies = studies_run(store, name)
+        if arguments.check:
+            found = check_site(store, studies, folder, claims)
+            for line in found:
+                print(line)
+            print(f"{folder}: {f'{len(found)} files differ' if found else 'every byte is as written anew'}")
+            return EXIT_FAILED if found else 0
+        if arguments.watch:
+            for status in watch(store, studies[0], folder, claims, every_s=WATCH_S):
+                ended = sum(trial.ended for trial in status)
+                print(f"{folder / studies[0] / 'index.html'}: {ended} of {len(status)} trials have ended", flush=True)
+            return 0
+        for page in write_site(store, studies, folder, claims):
+            print(page, flush=True)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.study.export import export
+    from iar_study.study.workspace import Workspace, studies_run
+
+    workspace = Workspace.find()
+    studies = arguments.studies or studies_run(workspace)
+    trials = export(workspace, studies, Path(arguments.output), arguments.inputs)
+    size = os.stat(arguments.output).st_size
+    print(f"{arguments.output}: {trials} trials of {', '.join(studies)}, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from iar_study.study.export import take_in
     from iar_study.study.workspace import Workspace
 
     workspace = Workspace.find()
-    studies = [arguments.study] if arguments.study else sorted(p.stem for p in workspace.studies.glob("*.json"))
-    if not studies:
-        raise InputError("no study was run here yet; begin with `iar-study run components`")
-    folder = Path(arguments.output) if arguments.output else workspace.reports
-
-    from iar_study.reporting.report import write_index, write_report
-    from iar_study.study.claims import judge, load_claims
-    from iar_study.study.results import load_results
-
-    claims = load_claims(workspace.experiments)
-    for study in studies:
-        results = load_results(workspace, study)
-        print(write_report(results, folder, judge(claims, results)))
-    write_index(folder, claims)
+    new, had = take_in(Path(arguments.store), workspace)
+    print(f"{workspace.root}: {new} trials added, {had} were here; `iar-study sync` shows them in MLflow")
     return 0
 
 

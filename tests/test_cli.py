@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -49,6 +50,8 @@ def workspace(tmp_path, monkeypatch):
         (["list", "--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'?"),
         (["results", "components"], "no results of study 'components'"),
         (["results", "components", "--curves"], "--curves is for a tidy table"),
+        (["compare", "nowhere", "experiments"], "no results at nowhere"),
+        (["compare", "experiments", "nowhere"], "it has no folder runs/studies"),
         (["cache", "tokenizer-0"], "begins the name of 0 products"),
         (["cache", "--yes"], "--yes goes with --prune"),
         (["report"], "no study was run here yet"),
@@ -258,6 +261,32 @@ def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(
     assert "all 2 studies: 2 trials: 2 finished; 2 more are the same as others" in capsys.readouterr().out
 
 
+def test_compare_tells_by_its_exit_code_whether_two_stores_agree(three_studies, capsys):
+    assert main(["run", "a", "--profile", "smoke", "--seeds", "0", "--set", *TINY]) == 0
+    shutil.copytree(three_studies.root / "runs", "other/runs")
+    capsys.readouterr()
+    assert main(["compare", ".", "other", "a"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["A", "."]
+    assert shown[-1] == "A and B agree"
+    assert main(["compare", ".", "other", "--csv", "arms.csv"]) == 0
+    assert "arms.csv: 4 rows" in capsys.readouterr().out
+    assert main(["compare", ".", "other", "--csv", "-"]) == 0
+    assert capsys.readouterr().out == (three_studies.root / "arms.csv").read_text()
+
+    path = next(path for path in (three_studies.root / "other").rglob("result.json"))
+    result = json.loads(path.read_text())
+    result["metrics"]["val/token_nll"] += 1e-9
+    path.write_text(json.dumps(result))
+    assert main(["compare", ".", "other"]) == 1
+    assert "! 1 of their" in capsys.readouterr().out
+    assert main(["compare", ".", "other", "b"]) == 2
+    assert "study 'b' is not in A and B; of those in both, known: a" in capsys.readouterr().err
+    (three_studies.root / "other" / "runs" / "studies" / "a.json").unlink()
+    assert main(["compare", ".", "other"]) == 2
+    assert capsys.readouterr().err == "iar-study: nothing to compare: of studies, A has a and B has nothing\n"
+
+
 def test_doctor_finds_this_environment_fit(workspace, capsys):
     assert main(["doctor", "--data", "digits"]) == 0
     shown = capsys.readouterr().out
@@ -275,7 +304,21 @@ def test_doctor_says_what_does_not_fit(workspace, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "run", "plan", "report", "results", "cache", "rearrange", "inspect", "encode", "pack", "ui", "doctor"],
+    [
+        "list",
+        "run",
+        "plan",
+        "report",
+        "results",
+        "compare",
+        "cache",
+        "rearrange",
+        "inspect",
+        "encode",
+        "pack",
+        "ui",
+        "doctor",
+    ],
 )
 def test_help_gives_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:

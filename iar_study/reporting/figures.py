@@ -275,7 +275,7 @@ def over_factor(results: Results, metric: str) -> Figure:
             axes.plot(np.full(len(seeds), x), seeds, "o", markersize=3, color=colors[shown], alpha=0.5, mew=0)
             if np.isfinite(interval.low):
                 axes.plot([x, x], [interval.low, interval.high], color=colors[shown], linewidth=1.4)
-        line = {"marker": "D", "markersize": 5, "markeredgecolor": "white", "linewidth": 1.6}
+        line: dict[str, Any] = {"marker": "D", "markersize": 5, "markeredgecolor": "white", "linewidth": 1.6}
         axes.plot(places, [interval.mean for interval in found], **line, **look)
         handles.append(Line2D([], [], label=f"\u200b{plain(name)}", **line, **look))
     if results.baseline not in results.places and values[results.baseline].notna().any():
@@ -353,6 +353,28 @@ def sample_grids(results: Results) -> Figure:
         axes.set_title(plain(arm), fontsize=9.5, color=INK, loc="left", pad=5)
         middles = (np.arange(classes) + 0.5) * (size + gap) - gap / 2 - 0.5
         axes.set_yticks(middles if column == 0 else [], names if column == 0 else [])
+    return figure
+
+
+def nearest_images(pictures: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -> Figure:
+    """Draw pictures above the training images that are nearest to them, with their distances.
+
+    pictures : uint8 (n, h, w, c). nearest : uint8 (n, k, h, w, c). distances : (n, k), see `evaluation.nearest_images`.
+    """
+    columns = np.concatenate([pictures[:, None], nearest], axis=1)
+    rows, size = columns.shape[1], pictures.shape[1]
+    gap = max(1, size // 10)
+    mosaic = mosaic_of(columns.swapaxes(0, 1), gap)
+    names = ["sample", *("nearest" if k == 0 else f"{k + 1}. nearest" for k in range(rows - 1))]
+    margin, edge = 40 + 13 * max(map(len, names)), 24
+    zoom = _zoom(mosaic.shape[1], ROOM - margin - edge)
+    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
+    figure = Drawing(figsize=((margin + width + edge) / DPI, (height + 4 * edge) / DPI), dpi=DPI, facecolor="white")
+    axes = place(figure, (margin, edge, width, height), mosaic)
+    axes.set_yticks((np.arange(rows) + 0.5) * (size + gap) - gap / 2 - 0.5, names)
+    middles = (np.arange(len(pictures)) + 0.5) * (size + gap) - gap / 2 - 0.5
+    axes.set_xticks(middles, [f"{distance:.0f}" for distance in distances[:, 0]])
+    axes.set_xlabel("distance of the nearest, root mean square of 0 to 255", color=INK, fontsize=8.5)
     return figure
 
 

@@ -234,7 +234,7 @@ def _seen(results: Results) -> str:
             parts += [name, *(part for key in value for part in (key, value[key]))]
         elif name == "positions":
             parts += [name, *(part for arm in value for key in value[arm] for part in (arm, key, value[arm][key]))]
-        elif name not in ("trials", "scale", "command", "settings", "exact"):
+        elif name not in ("trials", "scale", "command", "settings", "exact", "data"):
             parts += [name, value]
     return digest(*parts)
 

@@ -120,12 +120,11 @@ def _difference(name: str, there: Path, anew: Path) -> list[str]:
     if there.suffix == ".png":
         return [f"{name}: {_pixels(there, anew)}"]
     try:
-        lines = [path.read_text(encoding="utf-8").splitlines() for path in (there, anew)]
+        before, after = (path.read_text(encoding="utf-8").splitlines() for path in (there, anew))
     except UnicodeDecodeError:
         return [f"{name}: is no text"]
-    changed = [
-        line for line in unified_diff(*lines, n=0, lineterm="") if line[:1] in "+-" and line[:3] not in ("---", "+++")
-    ]
+    _, _, *compared = unified_diff(before, after, n=0, lineterm="")
+    changed = [line for line in compared if not line.startswith("@@")]
     shown = [f"    {line[0]} {_shortened(line[1:])}" for line in changed[:SHOWN]]
     more = f"\n    and {len(changed) - SHOWN} more lines" if len(changed) > SHOWN else ""
     return [f"{name}: differs (- there, + written anew)\n" + "\n".join(shown) + more]

@@ -18,11 +18,13 @@ from tempfile import TemporaryDirectory
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays, load_metadata, replacing, save_arrays
 from iar_study.study.results import STAGES
-from iar_study.study.workspace import Workspace, is_finished, read_manifest
+from iar_study.study.workspace import Workspace, is_finished, read_manifest, studies_run
 
 OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetensors", "replaced.safetensors")
 PICTURES = "samples.safetensors"
 """Of a trial too, but only of the study's first seed: no report shows those of another."""
+
+_KEPT: list[TemporaryDirectory] = []
 
 INPUTS = ("tokenizer", "codes", "classifier", "clustering", "exactness", "reference")
 """Kinds of products that a trial is made from."""
@@ -115,6 +117,28 @@ def _unpack(path: Path, folder: Path) -> None:
             archive.extractall(folder, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"{path} is damaged or no file of `iar-study export` ({error}); fetch it again") from error
+
+
+def find_store(study: str | None = None) -> Workspace:
+    """Return where a notebook finds results: those of this workspace, else the committed example; say which.
+
+    study : what must be among them. Raises `InputError` where neither has it.
+    """
+    workspace = Workspace.find()
+    own = [path.stem for path in workspace.studies.glob("*.json")]
+    if own and study in (None, *own):
+        print(f"your own results, in {workspace.root}")
+        return workspace
+    if not workspace.example.exists():
+        studies_run(workspace, study)  # raises
+    folder = TemporaryDirectory(prefix="iar-study-")
+    _KEPT.append(folder)  # until this process ends
+    _unpack(workspace.example, Path(folder.name))
+    store = Workspace(Path(folder.name), frozen=True)
+    if study is not None:
+        studies_run(store, study)
+    print("the committed example: a real run, but not yours; `make study` makes your own")
+    return store
 
 
 def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:

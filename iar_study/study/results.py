@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from iar_study.config import DataConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
@@ -49,8 +51,9 @@ class Results:
     kind : what the trials did, as in `Study.kind`. Of near codes, the steps of `curves` are ranks.
     beside : arm -> the arm that it is compared with, for arms whose that is not `baseline`; a baseline of its own names
         itself.
-    trials : one dict per trial that has ended: arm, seed, trial, run_id, page (address of its run, "" without a server),
-        status, and what trial.json says of it: config, inputs, data, code, environment.
+    trials : one dict per trial that has ended: arm, seed, trial, run_id, page (address of its run, "" without a
+        server), status, and what trial.json says of it: config, inputs, data, code, environment.
+    data : the data set, as a trial's config names it.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
@@ -79,6 +82,7 @@ class Results:
     kind: Kind = "training"
     replaced: dict[str, np.ndarray] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
     beside: dict[str, str] = field(default_factory=dict)
     factor: str = ""
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -175,7 +179,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         profile=manifest["profile"],
         settings=manifest["settings"],
         command=_command(manifest, seeds),
-        scale=_scale(about, seeds, manifest["kind"], [tokenizers[size] for size in sorted(tokenizers)]),
+        scale=_scale(about, seeds, manifest["kind"], [tokenizers[size] for size in sorted(tokenizers)], ended),
         final=pd.DataFrame(final, columns=["arm", "seed", "trial", "run_id", "metric", "value"]),
         curves=pd.DataFrame(curves, columns=["arm", "seed", "trial", "step", "metric", "value"]),
         missing=pd.DataFrame(missing, columns=["arm", "seed", "status", "step"]),
@@ -190,6 +194,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
         kind=manifest["kind"],
         replaced=replaced,
         trials=ended,
+        data=DataConfig(about["config"]["data.name"], about["config"]["data.image_size"]),
         beside={name: arm["beside"] for name, arm in arms.items() if arm["beside"] != manifest["baseline"]},
         factor=manifest["factor"],
         places={name: (arm["series"], values[name]) for name, arm in arms.items() if arm["series"] and name in values},
@@ -222,15 +227,18 @@ def _command(manifest: dict[str, Any], seeds: list[int]) -> str:
 
 
 def _scale(
-    about: dict[str, Any], seeds: list[int], kind: Kind, tokenizers: list[dict[str, Any]]
+    about: dict[str, Any],
+    seeds: list[int],
+    kind: Kind,
+    tokenizers: list[dict[str, Any]],
+    ended: list[dict[str, Any]],
 ) -> dict[str, str | int | float]:
     """Say what was run, on what, how large, and with which code and machine.
 
-    about : of a trial that stands for the others; tokenizers : of one trial for each number of codes.
+    about : of a trial that stands for the others; tokenizers : of one trial for each number of codes; ended : of all.
     """
     config, data = about["config"], about["data"]
     grid = _grid(about)
-    code, environment = about["code"], about["environment"]
     tokens = config["train.steps"] * config["train.batch_size"] * grid**2
     colours = "grey" if data["channels"] == 1 else "colour"
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
@@ -260,10 +268,25 @@ def _scale(
         "seeds": ", ".join(map(str, seeds)),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
         f"{', compiled' if config['compute.compile'] else ''}",
-        "code": f"commit {code['commit'][:10]}{' with uncommitted changes' if code['dirty'] else ''}",
-        "environment": f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
-        f"({environment['cpu_capability']})",
+        "code": _each(_code(trial["code"]) for trial in ended),
+        "environment": _each(_environment(trial["environment"]) for trial in ended),
     }
+
+
+def _code(code: dict[str, Any]) -> str:
+    return f"commit {code['commit'][:10]}{' with uncommitted changes' if code['dirty'] else ''}"
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    return (
+        f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
+        f"({environment['cpu_capability']})"
+    )
+
+
+def _each(texts: Iterable[str]) -> str:
+    """Return what differs among texts, each once."""
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _grid(about: dict[str, Any]) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from iar_study.errors import InputError
-from iar_study.storage import is_locked, read_json
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class Workspace:
         return self.root / "reports"
 
     @property
+    def example(self) -> Path:
+        """The committed results of a real run, a file of `export`."""
+        return self.root / "reports" / "example" / "results.tar.xz"
+
+    @property
     def store(self) -> Path:
         return self.root / "mlflow.db"
 
@@ -81,6 +85,8 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
 
     Raises `InputError` where it was not run here, or by an older version.
     """
+    from iar_study.storage import read_json  # here: it imports NumPy, for which `list` does not wait
+
     studies_run(workspace, study)
     manifest = read_json(workspace.studies / f"{study}.json")
     if "factor" not in manifest:
@@ -95,4 +101,6 @@ def is_finished(folder: Path) -> bool:
 
 def is_running(folder: Path) -> bool:
     """Is a process at work on the trial of this folder right now?"""
+    from iar_study.storage import is_locked
+
     return is_locked(folder / "lock")

@@ -148,6 +148,78 @@ def test_comparison_without_a_trial_says_so(results):
     assert "no pair of seeds" in texts(figures.comparison(replace(results, final=final), NLL))
 
 
+@pytest.fixture
+def sweep(build):
+    """Two series over three widths, each arm with the baseline of its own."""
+    arms = dict.fromkeys(("baseline", "iar", "baseline-half", "iar-half", "baseline-double", "iar-double"), "")
+    places = {arm: (arm.partition("-")[0], {"": 64, "half": 32, "double": 128}[arm.partition("-")[2]]) for arm in arms}
+    beside = {arm: arm.replace("iar", "baseline") for arm in arms if "-" in arm}
+    return replace(build(arms=arms), beside=beside, factor="model.width", places=places)
+
+
+def test_over_factor_draws_a_line_a_series_with_seeds_and_intervals(sweep):
+    axes = figures.over_factor(sweep, FD).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["32", "64", "128"]
+    values = sweep.final[sweep.final["metric"] == FD].groupby("arm")["value"]
+    lines = [line for line in axes.lines if line.get_marker() == "D"]
+    for line, series in zip(lines, ("baseline", "iar"), strict=True):
+        expected = [values.mean()[series + size] for size in ("-half", "", "-double")]
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert sorted(y for line in dots for y in line.get_ydata()) == pytest.approx(
+        sorted(sweep.final.loc[sweep.final["metric"] == FD, "value"])
+    )
+    assert sum(line.get_marker() == "None" for line in axes.lines) == 6  # intervals
+    assert to_hex(lines[0].get_color()) == figures.BASELINE_COLOR
+
+
+def test_over_factor_shows_a_baseline_that_is_in_no_series_as_a_level(build):
+    results = build(arms=dict.fromkeys(("baseline", "n=2", "n=8"), ""))
+    results = replace(results, factor="clustering.n_clusters", places={"n=2": ("iar", 2), "n=8": ("iar", 8)})
+    figure = figures.over_factor(results, FD)
+    assert [name.strip("\u200b") for name in legend(figure)] == ["iar", "baseline"]
+    level = figure.axes[0].lines[-1].get_ydata()
+    final = results.final
+    assert set(level) == {final.loc[(final["metric"] == FD) & (final["arm"] == "baseline"), "value"].mean()}
+
+
+def test_over_factor_of_one_seed_draws_no_interval(sweep):
+    one = replace(sweep, final=sweep.final[sweep.final["seed"] == 0])
+    figure = figures.over_factor(one, FD)
+    assert not [line for line in figure.axes[0].lines if line.get_marker() == "None"]
+    assert any("one seed: no interval" in text for text in texts(figure))
+
+
+def test_over_factor_without_a_factor_is_an_input_error(results):
+    with pytest.raises(InputError, match="over a factor"):
+        figures.over_factor(results, FD)
+
+
+def test_comparisons_and_curves_are_with_the_baseline_of_ones_own(sweep):
+    axes = figures.comparison(sweep, FD).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["iar", "iar-half", "iar-double"]
+    values = sweep.final[sweep.final["metric"] == FD].pivot(index="seed", columns="arm", values="value")
+    half = (values["iar-half"] - values["baseline-half"]).mean()
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"][1] == pytest.approx(half)
+    assert legend(figures.curves(sweep, NLL, differences=True)) == ["iar", "iar-half", "iar-double"]
+    colors = figures.arm_colors(sweep)
+    assert [to_hex(colors[arm]) for arm in ("baseline", "baseline-half", "baseline-double")] == list(
+        figures.BASELINE_GREYS[:3]
+    )
+
+
+def test_nearest_images_stand_below_their_pictures():
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    nearest = rng.integers(0, 256, (4, 2, 8, 8, 1), dtype=np.uint8)
+    axes = figures.nearest_images(pictures, nearest, np.array([[1.2, 3.0]] * 4)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["sample", "nearest", "2. nearest"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1"] * 4
+    shown = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal(shown[:8, 9:17, 0], pictures[1, :, :, 0])
+    np.testing.assert_array_equal(shown[9:17, :8, 0], nearest[0, 0, :, :, 0])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sample_grids_place_every_pixel(build, channels):
     results = build(channels=channels)

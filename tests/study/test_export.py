@@ -11,7 +11,7 @@ import pytest
 from iar_study.errors import InputError
 from iar_study.storage import read_json, write_json
 from iar_study.study.display import Display
-from iar_study.study.export import export, open_store, take_in
+from iar_study.study.export import export, find_store, open_store, take_in
 from iar_study.study.results import load_results
 from iar_study.study.runner import run_study
 from iar_study.study.status import status_of
@@ -109,6 +109,23 @@ def test_what_a_workspace_has_is_kept(file, tmp_path):
     assert read_json(manifest)["question"] == "mine?"
     # The slim reference of an export is no product that a run could use.
     assert not list(workspace.cache.glob("reference*"))
+
+
+def test_without_results_of_ones_own_the_example_is_shown(done, file, tmp_path, monkeypatch, capsys):
+    workspace = make_workspace(tmp_path / "fresh")
+    monkeypatch.chdir(workspace.root)
+    with pytest.raises(InputError, match="no study was run here yet"):
+        find_store("components")
+    workspace.example.parent.mkdir(parents=True)
+    shutil.copy(file, workspace.example)
+    for study in ("components", None):
+        assert_same(load_results(find_store(study), "components"), load_results(done, "components"))
+        assert "the committed example" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no results of study 'balance'"):
+        find_store("balance")
+    take_in(file, workspace)
+    assert find_store("components").root == workspace.root
+    assert "your own results" in capsys.readouterr().out
 
 
 def test_nothing_to_export_is_an_input_error(done, tmp_path):

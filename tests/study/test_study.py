@@ -5,9 +5,18 @@ from pathlib import Path
 import pytest
 
 from iar_study.codebook import EQUAL_SIZES
-from iar_study.config import TrialConfig
+from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
-from iar_study.study.study import Arm, Study, arm_config, load_profile, load_profiles, load_studies, load_study
+from iar_study.study.study import (
+    Arm,
+    Study,
+    arm_config,
+    load_profile,
+    load_profiles,
+    load_studies,
+    load_study,
+    trial_configs,
+)
 from iar_study.study.workspace import Workspace
 from iar_study.training.objective import check_loss
 
@@ -128,6 +137,43 @@ def test_unknown_names_lead_to_the_nearest():
 def test_an_arm_named_twice_is_refused():
     with pytest.raises(InputError, match="twice"):
         Study("x", "", "", "a", (Arm("a", ""), Arm("a", "")))
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda s: s.name)
+def test_arms_differ_from_what_they_are_compared_with_in_what_the_study_varies_alone(study):
+    """Beside another baseline an arm stands because both have the same of the study's factor."""
+    base = load_profile(EXPERIMENTS, "quick").config
+    for arm in study.arms:
+        beside = study.arm(study.beside(arm))
+        if beside.name != study.baseline:
+            own, other = (flatten(arm_config(study, each, base, seed=0)) for each in (arm, beside))
+            differ = {key for key in own if own[key] != other[key]}
+            assert study.factor not in differ
+            assert differ <= {"clustering.strategy", "loss.cluster_weight"}
+
+
+@pytest.mark.parametrize("study", [s for s in STUDIES.values() if s.factor], ids=lambda s: s.name)
+def test_a_series_has_each_value_of_the_factor_once(study):
+    base = load_profile(EXPERIMENTS, "quick").config
+    places = [
+        (arm.series, flatten(arm_config(study, arm, base, seed=0))[study.factor]) for arm in study.arms if arm.series
+    ]
+    assert len(set(places)) == len(places) >= 3
+
+
+def test_what_is_compared_with_an_arm_is_run_with_it():
+    study = STUDIES["model-scale"]
+    base = load_profile(EXPERIMENTS, "quick").config
+    found = [(arm.name, seed) for arm, seed, _ in trial_configs(study, base, ["iar-half"], [4, 2])]
+    assert found == [(name, seed) for seed in (4, 2) for name in ("baseline-half", "baseline", "iar-half")]
+
+
+def test_an_arm_is_compared_with_a_baseline_alone():
+    arms = (Arm("a", ""), Arm("b", "", beside="a"), Arm("c", "", beside="b"))
+    with pytest.raises(InputError, match="arm 'c' is compared with 'b', which is no baseline: it is compared with 'a'"):
+        Study("s", "?", ".", "a", arms)
+    with pytest.raises(InputError, match="no arm 'z'"):
+        Study("s", "?", ".", "a", (Arm("a", ""), Arm("b", "", beside="z")))
 
 
 def test_a_workspace_is_found_from_below(workspace):
