@@ -24,7 +24,6 @@ $(READY): requirements.lock pyproject.toml
 
 study: $(READY) ## The main job: the components ablation on Fashion-MNIST, three seeds, with its report
 	@$(BIN)/iar-study run components --profile quick --seeds 0 1 2
-	@$(BIN)/iar-study report components
 
 test: $(READY) ## All tests (minutes)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -264,10 +264,14 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 
 def _round(svg: Path) -> None:
-    """Round the coordinates of a drawing to a hundredth of a point: processors differ in the last digits."""
-    text = svg.read_text(encoding="utf-8")
-    rounded = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
-    svg.write_text(rounded, encoding="utf-8")
+    """Round the numbers of a drawing, coordinates to a hundredth of a point: processors differ in the last digits."""
+
+    def rounded(number: re.Match[str]) -> str:
+        # Small ones may be scales, of which a hundredth is much.
+        digits = 2 if abs(float(number[0])) >= 10 else 4
+        return f"{float(number[0]):.{digits}f}".rstrip("0").rstrip(".")
+
+    svg.write_text(re.sub(r"-?\d+\.\d{3,}", rounded, svg.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def sizes(folder: Path, name: str) -> dict[str, int | str | None]:
