@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -48,6 +49,18 @@ def locked(path: Path, what: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise InputError(f"{what} is being written by another process; wait for it") from error
+
+
+def is_locked(path: Path) -> bool:
+    """Does a process hold the lock file `path`? Nothing is made or changed by asking."""
+    try:
+        with open(path, "rb") as file:  # not by a `FileLock`, which would make it
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,8 +11,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from iar_study.errors import InputError
 from iar_study.storage import (
     digest,
+    is_locked,
     load_arrays,
     load_metadata,
+    locked,
     read_json,
     replacing,
     save_arrays,
@@ -75,3 +77,16 @@ def test_a_digest_sees_every_entry_and_the_shape(array, data):
     changed.flat[data.draw(st.integers(0, array.size - 1))] ^= 1
     assert digest(array) == digest(array.copy()) == digest(np.asfortranarray(array))
     assert len({digest(array), digest(changed), digest(array[None]), digest(array.astype(np.int16))}) == 4
+
+
+def test_whether_a_file_is_locked_is_asked_without_a_trace(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    assert not path.exists()
+    with locked(path, tmp_path):
+        before = path.stat()
+        assert is_locked(path)
+        with pytest.raises(InputError, match="is being written by another process"), locked(path, tmp_path):
+            pass
+    assert not is_locked(path)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns

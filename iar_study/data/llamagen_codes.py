@@ -13,7 +13,6 @@ with the same bytes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import math
@@ -26,9 +25,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from iar_study.errors import InputError
-from iar_study.storage import digest, read_json, unwritable, write_json
+from iar_study.storage import digest, locked, read_json, unwritable, write_json
 
 CODES, LABELS, INDEX = "codes.npy", "labels.npy", "index.json"
+
+LOCK = "lock"
+"""In the folder of what is not whole yet, held by who writes it."""
 
 STEP = 1024
 """Images that `pack_codes` reads before it writes them: what a kill can cost."""
@@ -219,8 +221,11 @@ def write_codes(
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with open(partial / CODES, "a+b") as codes_file, open(partial / LABELS, "a+b") as labels_file:
-            _lock(codes_file, partial)
+        with (
+            locked(partial / LOCK, partial),
+            open(partial / CODES, "a+b") as codes_file,
+            open(partial / LABELS, "a+b") as labels_file,
+        ):
             if (partial / INDEX).exists():
                 _check_plan(partial, read_json(partial / INDEX), plan)
             else:
@@ -231,7 +236,7 @@ def write_codes(
             _fill(codes, labels, batches, step, images, progress)
             index = {**plan, CODES: codes.finish(partial / CODES), LABELS: labels.finish(partial / LABELS)}
             write_json(partial / INDEX, index)
-            for stray in partial.glob(".*.tmp"):  # of a call that was killed
+            for stray in (*partial.glob(".*.tmp"), partial / LOCK):  # the .tmp are of a call that was killed
                 stray.unlink()
             os.replace(partial, folder)
     except OSError as error:
@@ -293,13 +298,6 @@ class _Rows:
         """Make sure that the file is on the disk, and return its entry in the index."""
         os.fsync(self.file.fileno())
         return {"shape": list(self.shape), "dtype": str(self.dtype), "sha256": _sha256(path)}
-
-
-def _lock(file: BinaryIO, partial: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{partial} is being written by another process; wait for it") from error
 
 
 def _check_plan(folder: Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

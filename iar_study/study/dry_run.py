@@ -14,10 +14,10 @@ from iar_study.study.plan import same_trial
 from iar_study.study.stages import NotMade, Shared, Stages, check, stages_of
 from iar_study.study.study import Profile, Study, trial_configs
 from iar_study.study.trial import Trial, trial_of
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.workspace import Workspace, is_finished, is_running
 from iar_study.training.parallel import check_parallel, n_processes
 
-State = Literal["finished", "goes on", "new", "unknown"]
+State = Literal["finished", "running", "goes on", "new", "unknown"]
 
 Known = dict[Any, str]
 """What tells a trial (its hash, or its config where that is not known yet) -> the "STUDY: ARM" that it was met as."""
@@ -148,7 +148,9 @@ def _found(trial: Trial | None, name: str, seed: int, workspace: Workspace, same
         return FoundTrial(name, seed, "unknown", 0, None, same_as, also)
     folder = trial.folder(workspace.trials)
     step = max((int(path.stem) for path in folder.glob("checkpoints/*.json")), default=0)
-    state: State = "finished" if is_finished(folder) else "goes on" if step else "new"
+    # In this order: one that ends meanwhile is finished.
+    running = is_running(folder)
+    state: State = "finished" if is_finished(folder) else "running" if running else "goes on" if step else "new"
     return FoundTrial(name, seed, state, step if state == "goes on" else 0, trial.hash, same_as, also)
 
 

@@ -92,6 +92,7 @@ def run_study(
     if together and executor == "ray":
         raise InputError("torchrun starts the processes itself; leave --executor ray out")
     runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
+    write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
 
     def prepare_all() -> tuple[list[Trial], set[str]]:
         """Return the trials, and the hashes of those that are finished."""
@@ -100,6 +101,8 @@ def run_study(
                 trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update))
                 for arm, seed, config in configs
             ]
+            # While the lock still keeps `cache --prune` out, which leaves only what a manifest names.
+            write_manifest(trials)
         return trials, {trial.hash for trial in trials if is_finished(trial.folder(workspace.trials))}
 
     trials, finished = first_of(launch(base), prepare_all) if together else prepare_all()
@@ -110,8 +113,6 @@ def run_study(
         return _run_together(pending, found, workspace)  # the first process tells of it
 
     recorder = Recorder(workspace, study, profile, base)
-    write_manifest = partial(_write_manifest, study, profile, base, trials, recorder, settings or {}, workspace)
-    write_manifest()
     for trial in trials:
         if trial.hash in finished:
             recorder.ended(trial)
@@ -129,7 +130,7 @@ def run_study(
             recorder.ended(trial)  # of another arm that is the same trial
     products = [trials[0].shared.tokenizer, trials[0].shared.judging]
     problem = recorder.close(files=[path for path in products if path.parent == workspace.cache])
-    write_manifest()  # now with the ids of all runs
+    write_manifest(trials, recorder)  # now with the ids of all runs
     if problem:
         display.say(f"MLflow lacks some of this ({problem}); nothing is lost: `iar-study sync` fills it in")
     return outcome
@@ -157,16 +158,16 @@ def _write_manifest(
     study: Study,
     profile: Profile,
     base: TrialConfig,
-    trials: Sequence[Trial],
-    recorder: Recorder,
     settings: Mapping[str, Any],
     workspace: Workspace,
+    trials: Sequence[Trial],
+    recorder: Recorder | None = None,
 ) -> None:
     """Remember what was asked for: the report of a study shows its last run."""
     path = workspace.studies / f"{study.name}.json"
     # Until the recorder has found a run in the store, it is known from the last time.
-    before = read_json(path)["trials"] if path.exists() else []
-    known = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in before}
+    before = read_json(path) if path.exists() else {"trials": []}
+    known = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in before["trials"]}
     manifest = {
         "study": study.name,
         "question": study.question,
@@ -174,6 +175,7 @@ def _write_manifest(
         "baseline": study.baseline,
         "kind": study.kind,
         "factor": study.factor,
+        "page": (recorder.page if recorder else "") or before.get("page", ""),
         "arms": [
             {"name": arm.name, "description": arm.description, "beside": study.beside(arm), "series": arm.series}
             for arm in study.arms
@@ -186,7 +188,7 @@ def _write_manifest(
                 "arm": trial.arm,
                 "seed": trial.seed,
                 "hash": trial.hash,
-                "run_id": recorder.run_id(trial) or known.get((trial.arm, trial.hash), ""),
+                "run_id": (recorder.run_id(trial) if recorder else "") or known.get((trial.arm, trial.hash), ""),
             }
             for trial in trials
         ],

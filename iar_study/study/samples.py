@@ -31,14 +31,8 @@ from iar_study.models.gpt import GPT
 from iar_study.models.vq import Tokenizer, to_uint8
 from iar_study.storage import digest, load_arrays, locked, read_json, save_arrays, unwritable
 from iar_study.study.display import Display
-from iar_study.study.stages import (
-    DECODED_AT_ONCE,
-    THREADS,
-    classifier_product,
-    images_of,
-    is_encoded,
-    load_classifier,
-)
+from iar_study.study.measuring import load_classifier
+from iar_study.study.stages import DECODED_AT_ONCE, THREADS, classifier_product, images_of, is_encoded
 from iar_study.study.trial import SAMPLED_AT_ONCE, draw, load_model
 from iar_study.study.workspace import Workspace, is_finished
 

@@ -33,15 +33,14 @@ from iar_study.data.encoding import load_tokenizer, open_splits
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES
 from iar_study.errors import InputError
-from iar_study.evaluation.classifier import Classifier, classify, train_classifier
+from iar_study.evaluation.classifier import classify, train_classifier
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
-from iar_study.evaluation.features import Extractor, extract, load_extractor
-from iar_study.evaluation.fidelity import Reference, measure_fidelity
-from iar_study.evaluation.metrics import fidelity_key
+from iar_study.evaluation.fidelity import Reference
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_uint8
 from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
 from iar_study.study.encoded import Encoded, check_encoded, encoded_of, is_encoded
+from iar_study.study.measuring import REFERENCE, extractor_of, load_network, measure_pictures, seen_by
 from iar_study.study.workspace import Workspace
 from iar_study.training.objective import check_loss
 from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
@@ -54,9 +53,6 @@ THREADS = 1
 
 COUNTED_AT_ONCE = 2**22
 """Tokens that are read at a time to count them: 32 MB."""
-
-REFERENCE = "reference."
-"""What the names of a reference's arrays begin with, beside the pictures that are kept with them."""
 
 EXACT_IMAGES = 16
 """Held-out images on which it is seen that rearrangement alone changes nothing."""
@@ -123,7 +119,7 @@ def check(config: TrialConfig, load: bool = True) -> None:
         raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
     check_loss(config.loss, 1 if config.clustering.strategy == "none" else config.clustering.n_clusters, size)
     if load and config.evaluation.extractor != "classifier":
-        _network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
+        load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
 
@@ -361,11 +357,6 @@ def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-def _restore(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    module.eval()
-
-
 def _tokenizer(images: Images, config: TokenizerConfig, workspace: Workspace, progress: Progress) -> Path:
     """Train the VQ autoencoder; its header holds PSNR on held-out images, codebook usage and perplexity."""
     path = _product(workspace, "tokenizer", images.digest, asdict(config))
@@ -480,60 +471,6 @@ def classifier_product(images: Images, config: ClassifierConfig, workspace: Work
             accuracy=accuracy,
         )
     return path
-
-
-def load_classifier(path: Path) -> Classifier:
-    """Return the classifier of a cached product."""
-    arrays, metadata = load_arrays(path)
-    model = Classifier(ClassifierConfig(**metadata["config"]), metadata["channels"], metadata["classes"])
-    _restore(model, arrays)
-    return model
-
-
-def extractor_of(config: TrialConfig, classifier: Path) -> Extractor:
-    """Return the extractor that the config names, on its device; `classifier` is the study's own, on the CPU."""
-    if config.evaluation.extractor == "classifier":
-        return load_extractor("classifier", "cpu", load_classifier(classifier))
-    return _network(config.evaluation.extractor, config.compute.device)
-
-
-@lru_cache(maxsize=1)
-def _network(extractor: str, device: str) -> Extractor:
-    """Load a large network once per process."""
-    return load_extractor(extractor, device)
-
-
-def measure_pictures(
-    pictures: np.ndarray, labels: np.ndarray, reference: Reference, extractor: Extractor, classifier: Path
-) -> dict[str, float]:
-    """Return the `family/extractor@count` metrics of uint8 pictures (n, h, w, c) of the classes `labels`, int (n,)."""
-    count = len(pictures)
-    features, probabilities, told = seen_by(extractor, classifier, pictures)
-    found = measure_fidelity(reference, features, probabilities, intervals=False)
-    metrics = {fidelity_key(family, extractor.name, count): estimate.value for family, estimate in found.items()}
-    return metrics | {fidelity_key("class_agreement", "classifier", count): float((told == labels).mean())}
-
-
-def seen_by(
-    extractor: Extractor, classifier: Path, pictures: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Look at uint8 pictures (n, h, w, c): what the extractor sees, and the class that the classifier puts them in.
-
-    Returns features float32 (n, F), the extractor's class probabilities float32 (n, K) or None, and int (n,).
-    """
-    parts = (pictures[first : first + extractor.batch] for first in range(0, len(pictures), extractor.batch))
-    features, probabilities = extract(extractor, parts, len(pictures))
-    if extractor.name == "classifier" and probabilities is not None:
-        return features, probabilities, probabilities.argmax(1)
-    return features, probabilities, classify(load_classifier(classifier), pictures)[1]
-
-
-def load_reference(path: Path) -> Reference:
-    """Return what samples are measured against."""
-    arrays, _ = load_arrays(path)
-    return Reference.from_arrays(
-        {name.removeprefix(REFERENCE): array for name, array in arrays.items() if name.startswith(REFERENCE)}
-    )
 
 
 def _reference(

@@ -38,7 +38,7 @@ from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError, nearest
 from iar_study.storage import digest, read_json, write_json
 from iar_study.study.study import Arm, Profile, Study
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.workspace import Workspace, is_finished, is_running
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
@@ -268,6 +268,11 @@ class Tracker:
         }
         return self.client.create_experiment(study.name, artifact_location=location, tags=tags)
 
+    @property
+    def page(self) -> str:
+        """Address of the page that the study's runs lie below, "" without a server."""
+        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs" if self.uri.startswith("http") else ""
+
     def _search(self, query: str) -> list[Run]:
         """Return the runs that match, the oldest first."""
         runs = self.client.search_runs([self.experiment], query, max_results=1000)
@@ -401,11 +406,24 @@ class Tracker:
         self._set_status(logged, "FINISHED", result["status"], ended)
 
     def stop(self, trial: Named) -> None:
-        """Say of a trial that runs that it was stopped, and can go on."""
-        logged = self._started(trial)
-        if logged is not None and logged.status == "RUNNING":
-            self._log_journal(logged, self.folder(trial) / "journal.jsonl")
+        """Say of a trial that shows as running, and no process is at work on, that it was stopped and can go on."""
+        logged, folder = self._started(trial), self.folder(trial)
+        if logged is None or logged.status != "RUNNING":
+            return
+        self._log_journal(logged, folder / "journal.jsonl")
+        # In this order: one that ends meanwhile is finished. What is not here may run elsewhere, on the same store.
+        if not is_running(folder) and not is_finished(folder) and folder.exists():
             self._set_status(logged, "KILLED", "stopped")
+
+    def running(self) -> list[Key]:
+        """Return the trials that show as running, also of an earlier run of the study with other arms or seeds."""
+        runs = self._search(f"tags.`mlflow.parentRunId` = '{self.parent}' and attributes.status = 'RUNNING'")
+        return [Key(run.data.tags["arm"], int(run.data.tags["seed"]), run.data.tags["trial"]) for run in runs]
+
+    def stop_study(self) -> None:
+        """Say of the study, where it shows as running and none of its trials does, that it was stopped."""
+        if self.client.get_run(self.parent).info.status == "RUNNING" and not self.running():
+            self.close("KILLED")
 
     def close(self, status: str, files: Iterable[Path] = ()) -> None:
         """Attach the study's own files to the parent run and end it as FINISHED, FAILED or KILLED."""
@@ -494,6 +512,11 @@ class Recorder:
         """Return the id of the trial's run, "" while it is not known."""
         return self._ids.get(Key.of(trial), "")
 
+    @property
+    def page(self) -> str:
+        """Address of the page that the study's runs lie below, "" while it is not known or without a server."""
+        return self._tracker.page if self._tracker else ""
+
     def close(self, patience_s: float = 30.0, files: Sequence[Path] = ()) -> str | None:
         """Wait so many seconds for what is left to be logged; return what is in the way, if anything.
 
@@ -557,7 +580,8 @@ class Filled:
 def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
     """Log what the store lacks of the last run of `study` (default: of every study), from the trials' folders alone.
 
-    The ids of the runs are written into the studies' manifests.
+    What shows as running there, though its process was killed, is said to be stopped. The ids of the runs are written
+    into the studies' manifests.
 
     Raises
     ------
@@ -588,15 +612,19 @@ def _fill_in_study(workspace: Workspace, path: Path) -> Tracker:
     study = Study(manifest["study"], manifest["question"], manifest["claim"], manifest["baseline"], arms)
     tracker = Tracker(workspace, study, manifest["profile"], manifest.get("config"), opened=False)
     keys = [Key(trial["arm"], trial["seed"], trial["hash"]) for trial in manifest["trials"]]
-    for key in keys:
+    for key in dict.fromkeys([*keys, *tracker.running()]):
         if is_finished(tracker.folder(key)):
             tracker.finish(key)
         else:
             tracker.sync(key)
+            tracker.stop(key)
     if all(is_finished(tracker.folder(key)) for key in keys):
         tracker.close("FINISHED")
+    elif not any(is_running(tracker.folder(key)) for key in keys):
+        tracker.stop_study()
     # A run of the study may have written it anew in the meantime: what it asked for stays.
     manifest = read_json(path)
+    manifest["page"] = tracker.page or manifest.get("page", "")
     ids = {(key.arm, key.hash): tracker.run_id(key) for key in keys}
     for trial in manifest["trials"]:
         trial["run_id"] = ids.get((trial["arm"], trial["hash"])) or trial["run_id"]

@@ -28,19 +28,16 @@ from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.models.gpt import GPT
 from iar_study.models.sampling import generate
 from iar_study.storage import digest, load_arrays, read_json, replacing, save_arrays, unwritable, write_json
+from iar_study.study.measuring import extractor_of, load_reference, measure_pictures, seen_by
 from iar_study.study.stages import (
     RECIPE,
     Shared,
     decode,
-    extractor_of,
     facts,
     images_of,
     load_codebook,
     load_codes,
     load_rearrangement,
-    load_reference,
-    measure_pictures,
-    seen_by,
 )
 from iar_study.study.study import Kind, Study
 from iar_study.study.workspace import is_finished

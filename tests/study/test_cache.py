@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from iar_study.errors import InputError
 from iar_study.reporting.cache import cache_text, product_text
 from iar_study.reporting.report import write_report
 from iar_study.storage import save_arrays
+from iar_study.study import runner
 from iar_study.study.cache import Product, find_product, list_cache, prune, unused
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
@@ -145,6 +148,24 @@ def test_while_a_run_prepares_nothing_is_removed(workspace: Workspace) -> None:
     assert tree(workspace.trials).keys() == {
         path for path in before if Path(path).is_relative_to(workspace.trials) and Path(path) != workspace.trials
     }
+
+
+def test_what_a_run_has_prepared_is_never_without_a_study(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is pruned in the very moment that the lock of the preparation is free."""
+    first_to_prepare, removed = runner._first_to_prepare, []
+
+    @contextmanager
+    def followed_by_a_prune(*given: Any) -> Iterator[None]:
+        with first_to_prepare(*given):
+            yield
+        removed.extend(prune(workspace))
+
+    monkeypatch.setattr(runner, "_first_to_prepare", followed_by_a_prune)
+    assert run(workspace, arms=["baseline"], settings={**SMALL, "tokenizer.seed": 2}, executor="here").trained == 1
+    assert kinds(removed).count("trial") == 3  # the ones before, which this run follows
+    assert unused(list_cache(workspace)) == []
 
 
 def test_what_a_kill_left_is_removed_once_it_is_old(workspace: Workspace) -> None:

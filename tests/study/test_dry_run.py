@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from iar_study.data import fashion_mnist
@@ -133,6 +134,24 @@ def test_of_an_interrupted_study_it_tells_what_goes_on_and_what_is_new(half: Wor
     assert "4 trials: 2 finished, 1 goes on, 1 new" in text
 
 
+def test_what_another_process_is_at_work_on_is_told(half: Workspace) -> None:
+    baseline, iar = folder_of(half, "baseline", 0), folder_of(half, "iar", 0)
+    for folder in (baseline, iar):
+        (folder / "result.json").unlink()
+    with FileLock(iar / "lock"), FileLock(folder_of(half, "iar", 1) / "lock"):
+        found = dry(half)
+        assert states(found) == {
+            ("baseline", 0): "new",
+            ("iar", 0): "running",
+            ("baseline", 1): "finished",
+            ("iar", 1): "finished",  # the lock is let go last
+        }
+    text = dry_run_text([found])
+    assert "iar       running now  finished" in text
+    assert "4 trials: 2 finished, 1 running now, 1 new" in text
+    assert states(dry(half))["iar", 0] == "new"
+
+
 def test_without_its_clustering_only_that_arm_is_not_known(half: Workspace) -> None:
     found = dry(half, arms=["baseline", "blocks"])
     assert states(found)["baseline", 0] == "finished"
@@ -213,7 +232,7 @@ def test_no_picture_is_decoded(workspace: Workspace, monkeypatch: pytest.MonkeyP
 
 
 def test_no_large_network_is_loaded(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_network", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(stages, "load_network", lambda *_: pytest.fail("loaded"))
     found = dry(finished, settings={**SMALL, "evaluation.extractor": "inception"})
     assert set(states(found).values()) == {"new"}
     assert [(stage.kind, stage.file) for stage in found.stages if not stage.made] == [("reference", None)]

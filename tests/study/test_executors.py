@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from mlflow import MlflowClient
 
 from iar_study.cli import main
 from iar_study.config import ComputeConfig
@@ -25,6 +26,7 @@ from iar_study.study.display import Display
 from iar_study.study.executors import Processes, make_executor, visible_gpus
 from iar_study.study.runner import run_study
 from iar_study.study.study import load_profile, load_study
+from iar_study.study.tracking import fill_in, store_uri
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
 from tests.study.conftest import make_workspace
@@ -242,6 +244,27 @@ def test_a_sigterm_to_all_processes_saves_every_trial(prepared, tmp_path):
     assert len(saved) == 2
 
 
+def test_what_a_sigkill_left_running_in_mlflow_is_stopped_by_sync(prepared, tmp_path):
+    def statuses() -> list[str]:
+        client = MlflowClient(store_uri(prepared)) if prepared.store.exists() else None
+        experiment = client and client.get_experiment_by_name("components")
+        return [run.info.status for run in client.search_runs([experiment.experiment_id])] if experiment else []
+
+    process = start_runner(prepared, tmp_path / "told", settings=ENDLESS)
+    while statuses() != ["RUNNING"] * 3:  # the study and its two trials
+        assert process.is_alive()
+        time.sleep(0.1)
+    fill_in(prepared)
+    assert statuses() == ["RUNNING"] * 3
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    while workers(prepared):
+        time.sleep(0.01)
+    assert statuses() == ["RUNNING"] * 3
+    fill_in(prepared)
+    assert statuses() == ["KILLED"] * 3
+
+
 def test_of_two_runners_at_once_one_trains_each_trial(workspace, tmp_path):
     told = [tmp_path / "one", tmp_path / "two"]
     processes = [start_runner(workspace, path, seeds=[0, 1]) for path in told]
@@ -253,6 +276,33 @@ def test_of_two_runners_at_once_one_trains_each_trial(workspace, tmp_path):
     assert one["trained"] + two["trained"] == 4
     assert one["trained"] + one["found"] == two["trained"] + two["found"] == 4
     assert all(map(is_finished, workspace.trials.iterdir()))
+    assert_mlflow_holds_all_of_it_once(workspace)
+
+
+def assert_mlflow_holds_all_of_it_once(workspace: Workspace) -> None:
+    """A parent run, a nested run per trial, and in it each point of the journal, though both runners logged it."""
+    client = MlflowClient(store_uri(workspace))
+    (experiment,) = (found for found in client.search_experiments() if found.name == "components")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if run.data.tags["kind"] == "study")
+    nested = {run.info.run_id: run for run in runs if run.data.tags["kind"] == "trial"}
+    asked = read_json(workspace.studies / "components.json")["trials"]
+    assert parent.info.status == "FINISHED"
+    assert len(nested) == len(runs) - 1 == len(asked)
+    for trial in asked:
+        run = nested[trial["run_id"]]
+        assert (run.data.tags["mlflow.parentRunId"], run.info.status) == (parent.info.run_id, "FINISHED")
+        assert (run.data.tags["trial"], run.data.params["arm"]) == (trial["hash"], trial["arm"])
+        assert len(run.inputs.dataset_inputs) == 1
+        expected: dict[str, list[tuple[int, int, float]]] = {}
+        for point in read_journal(workspace.trials / trial["hash"] / "journal.jsonl"):
+            for name, value in point["metrics"].items():
+                expected.setdefault(name.replace("@", ":"), []).append((point["step"], point["time_ms"], value))
+        assert run.data.metrics.keys() == expected.keys()
+        for name, points in expected.items():
+            history = client.get_metric_history(run.info.run_id, name)
+            found = sorted((point.step, point.timestamp, point.value) for point in history)
+            np.testing.assert_equal(found, points, err_msg=f"{trial['arm']}, seed {trial['seed']}: {name}")
 
 
 def test_a_trial_that_another_runner_has_is_left_until_later(prepared, undisturbed, monkeypatch):

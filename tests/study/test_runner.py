@@ -8,7 +8,6 @@ import sys
 import time
 
 import numpy as np
-import papermill
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -25,7 +24,7 @@ from iar_study.study.study import load_profile, load_study
 from iar_study.study.tracking import store_uri
 from iar_study.study.workspace import Workspace
 from iar_study.training.journal import read_journal
-from tests.study.conftest import ROOT, make_workspace
+from tests.study.conftest import make_workspace
 
 SMALL = {
     "tokenizer.steps": 30,
@@ -187,16 +186,6 @@ def test_a_diverged_trial_is_a_result(workspace):
     assert results.missing.status.tolist() == ["diverged"]
     assert len(results.final) > 0
     assert results.final.value.isna().all()
-
-
-def test_the_notebook_runs_on_these_results(done, monkeypatch, tmp_path):
-    workspace, _ = done
-    monkeypatch.chdir(workspace.root)
-    notebook = papermill.execute_notebook(
-        str(ROOT / "notebooks" / "02_ablations.ipynb"), str(tmp_path / "out.ipynb"), progress_bar=False
-    )
-    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) == 3
 
 
 def test_the_report_of_these_results_is_written(done, tmp_path):

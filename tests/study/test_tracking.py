@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -81,7 +82,10 @@ def write_manifest(workspace: Workspace, *trials: Key, **changes) -> None:
         "question": STUDY.question,
         "claim": STUDY.claim,
         "baseline": STUDY.baseline,
-        "arms": [[arm.name, arm.description] for arm in STUDY.arms],
+        "arms": [
+            {"name": arm.name, "description": arm.description, "beside": STUDY.beside(arm), "series": arm.series}
+            for arm in STUDY.arms
+        ],
         "profile": PROFILE.name,
         "config": json.loads(json.dumps(flatten(TrialConfig()))),
         "settings": {},
@@ -379,6 +383,47 @@ def test_sync_fills_in_what_a_store_missed_that_was_down(workspace, monkeypatch,
     assert main(["sync"]) == 0
     assert capsys.readouterr().out == "mine: 1 trials and 4 points added to MLflow\n"
     assert steps(workspace) == [1, 2]
+
+
+def test_sync_says_of_what_was_killed_that_it_is_stopped(workspace):
+    earlier = Key("a", 1, "d" * 16)  # of a run with another seed, which another has followed
+    elsewhere = Key("b", 1, "c" * 16)  # of another workspace, on the same store
+    tracker = make_tracker(workspace)
+    for key in (TRIAL, OTHER, earlier, elsewhere):
+        write(begin(workspace, key), 1)
+        tracker.sync(key)
+    shutil.rmtree(workspace.trials / elsewhere.hash)
+    write_manifest(workspace, TRIAL, OTHER)
+
+    def statuses() -> dict[str, str]:
+        shown = runs(workspace) + runs(workspace, "study")
+        return {run.data.tags.get("trial", "study"): run.info.status for run in shown}
+
+    assert set(statuses().values()) == {"RUNNING"}
+    with FileLock(workspace.trials / OTHER.hash / "lock"):  # a process is at work on it
+        assert main(["sync"]) == 0
+        killed = {TRIAL.hash: "KILLED", earlier.hash: "KILLED"}
+        at_work = {OTHER.hash: "RUNNING", elsewhere.hash: "RUNNING", "study": "RUNNING"}
+        assert statuses() == killed | at_work
+    assert main(["sync"]) == 0
+    assert statuses() == killed | at_work | {OTHER.hash: "KILLED"}  # of the study, something runs elsewhere
+    client(workspace).set_terminated(tracker.run_id(elsewhere))
+    assert main(["sync"]) == 0
+    assert statuses()["study"] == "KILLED"
+    assert {run.data.tags["status"] for run in runs(workspace) if run.info.status == "KILLED"} == {"stopped"}
+    tracker = make_tracker(workspace)  # the next run
+    write(begin(workspace, earlier), 2)
+    tracker.sync(earlier)
+    assert (statuses()[earlier.hash], statuses()["study"]) == ("RUNNING", "RUNNING")
+
+
+def test_a_trial_that_another_runner_has_is_not_stopped_with_this_one(workspace):
+    write(begin(workspace), 1)
+    recorder = make_recorder(workspace)
+    recorder.saw(TRIAL)
+    with FileLock(workspace.trials / TRIAL.hash / "lock"):
+        assert recorder.close(60) is None
+    assert [run.info.status for run in runs(workspace)] == ["RUNNING"]
 
 
 def test_sync_reads_a_manifest_that_lacks_the_config(workspace):
