@@ -5,29 +5,21 @@ The same results give the same bytes: no dates, no machine names, and figures wi
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
 import shlex
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.colors import to_hex
 
 from iar_study.errors import InputError
-from iar_study.evaluation import metrics
 from iar_study.evaluation.metrics import LIKENESS, REPLACED, metric_named
 from iar_study.reporting import figures
-from iar_study.reporting.illustrations import CURVES, findings_in_words, illustrations, save, sizes
+from iar_study.reporting.illustrations import CURVES, findings_in_words, illustrations
 from iar_study.reporting.latex import latex_tables
+from iar_study.reporting.pages import as_json, write_pages
 from iar_study.reporting.tables import (
     BY_CHANCE,
     WRONG_TOKEN,
@@ -40,21 +32,14 @@ from iar_study.reporting.tables import (
     verdict_rows,
     wrong_tokens,
 )
-from iar_study.storage import digest, read_json
-from iar_study.study import published, statistics
+from iar_study.storage import digest
+from iar_study.study import published
 from iar_study.study.claims import Verdict
 from iar_study.study.plan import plural
 from iar_study.study.results import Results
 from iar_study.study.status import Status
 
 VERDICT_COLUMNS = ("claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits")
-GENERATOR = "iar-study"
-
-ABOUT = "report.json"
-"""What a report remembers: the digest of all that its figures were drawn from."""
-
-FILES = ("index.html", "index.md", "tables.tex", "results.csv", "verdicts.csv", "trials.json", ABOUT)
-"""Of a report, beside its figures."""
 
 
 def conclusion(results: Results) -> str:
@@ -174,54 +159,27 @@ def write_report(
 ) -> Path:
     """Write `folder/STUDY/` with its pages, figures, tables and numbers; return the path of the HTML page.
 
-    A report that is already there is replaced as a whole, once the new one is complete. Figures are drawn again only
-    where what they show has changed, and files that would be the same are left as they are.
+    How, and what becomes of a report that is already there, see `write_pages`.
 
     Parameters
     ----------
     verdicts : on the claims that this study tests.
     status : how far its trials are, where the study still runs: the page then shows it, and renews itself.
     """
-    target = _target(results, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = illustrations(results)
-    drawn_from = digest(_seen(results), _drawing())
-    old = target if _remembered(target) == drawn_from else None
-    with TemporaryDirectory(dir=folder, prefix=".report-") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        context = _context(results, verdicts) | {"figures": {}, "status": status}
-        for section, drawings in shown.items():
-            context["figures"][section] = []
-            for each in drawings:
-                if not (old and _taken_over(old, new, each.name)):
-                    save(each.draw(), new, each.name)
-                about = {"alt": each.alt, "caption": each.caption, **sizes(new, each.name)}
-                context["figures"][section].append(about)
-        for template, name in (("report.html", "index.html"), ("report.md", "index.md")):
-            text = templates().get_template(template).render(context)
-            (new / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
-        (new / "tables.tex").write_text(latex_tables(results), encoding="utf-8")
-        _in_order(results, results.final).to_csv(new / "results.csv", index=False, lineterminator="\n")
-        judged = pd.DataFrame(context["verdicts"], columns=list(VERDICT_COLUMNS))
-        judged.to_csv(new / "verdicts.csv", index=False, lineterminator="\n")
-        (new / "trials.json").write_text(_json(_origin(results)), encoding="utf-8")
-        (new / ABOUT).write_text(_json({"figures": drawn_from}), encoding="utf-8")
-        replace_folder(target, new, Path(scratch) / "old")
-    return target / "index.html"
-
-
-def replace_folder(target: Path, new: Path, away: Path) -> None:
-    """Put the folder `new` in the place of `target`, which goes `away`; nothing moves where both hold the same."""
-    if target.exists():
-        if {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in new.iterdir()}:
-            return
-        os.replace(target, away)
-    os.replace(new, target)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT_COLUMNS))
+    return write_pages(
+        _target(results, folder),
+        "report",
+        _context(results, verdicts) | {"status": status},
+        illustrations(results),
+        _seen(results),
+        {
+            "tables.tex": latex_tables(results),
+            "results.csv": _in_order(results, results.final).to_csv(index=False, lineterminator="\n"),
+            "verdicts.csv": judged.to_csv(index=False, lineterminator="\n"),
+            "trials.json": as_json(_origin(results)),
+        },
+    )
 
 
 def _seen(results: Results) -> str:
@@ -239,69 +197,11 @@ def _seen(results: Results) -> str:
     return digest(*parts)
 
 
-@cache
-def _drawing() -> str:
-    """Return the digest of what draws: the package's code that figures pass through, and its libraries' versions."""
-    code = [Path(__file__).parent / name for name in ("figures.py", "near_codes.py", "illustrations.py", "tables.py")]
-    code += [Path(str(module.__file__)) for module in (statistics, metrics)]
-    libraries = {name: version(name) for name in ("matplotlib", "seaborn", "numpy", "pandas", "scipy", "pillow")}
-    return digest([sha256(path.read_bytes()).hexdigest() for path in code], libraries)
-
-
-def _remembered(target: Path) -> str:
-    """Return what the figures of the report at `target` were drawn from; "" where it does not say."""
-    try:
-        return str(read_json(target / ABOUT)["figures"])
-    except (InputError, OSError, KeyError, TypeError):
-        return ""
-
-
-def _taken_over(old: Path, new: Path, name: str) -> bool:
-    """Take a figure's files over from the report before; return whether they were there."""
-    for file in (f"{name}.png", f"{name}.svg"):
-        if (old / file).exists():
-            (new / file).write_bytes((old / file).read_bytes())
-    return (new / f"{name}.png").exists()
-
-
 def _target(results: Results, folder: Path) -> Path:
-    """Return the report's folder; refuse one that is outside `folder`, or that holds what no report has."""
+    """Return the report's folder; refuse one that is outside `folder`, and a study without results."""
     name = results.study
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
+    if not name or name.startswith(".") or "/" in name or "\0" in name or name == "codebook":
         raise InputError(f"study name {name!r} cannot name a folder; rename the study")
     if results.final.empty:
         raise InputError(f"study {name!r} has no finished trial to report; `iar-study run {shlex.quote(name)}` first")
-    target = folder / name
-    strange = sorted(
-        path.name
-        for path in (target.iterdir() if target.exists() else ())
-        if path.name not in FILES and path.suffix not in (".png", ".svg")
-    )
-    if strange:
-        raise InputError(f"{target} holds {strange[0]!r}, which no report wrote; move it or choose another folder")
-    return target
-
-
-def markdown(text: object) -> str:
-    r"""Return `text` so that Markdown shows it as it is, also inside a table.
-
-    >>> markdown("a|b_c <script>")
-    'a\\|b\\_c \\<script\\>'
-    """
-    escaped = re.sub(r"([\\`*_{}\[\]<>#|~!$&])", r"\\\1", " ".join(str(text).split()))
-    # At the start of a line these would make it a list.
-    return re.sub(r"^([+-]|\d+[.)])(?=\s|$)", lambda start: f"{start[0][:-1]}\\{start[0][-1]}", escaped)
-
-
-def templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("iar_study.reporting"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = markdown
-    environment.globals["GENERATOR"] = GENERATOR
-    return environment
+    return folder / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import unified_diff
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,10 +16,13 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from iar_study.errors import InputError
-from iar_study.reporting.report import GENERATOR, templates, write_report
+from iar_study.reporting.codebook import write_codebook_page
+from iar_study.reporting.pages import GENERATOR, templates
+from iar_study.reporting.report import write_report
 from iar_study.reporting.tables import verdict_rows
 from iar_study.storage import write_text
 from iar_study.study.claims import Claim, judge, judge_all
+from iar_study.study.codebooks import codebook_product, load_codebook_results
 from iar_study.study.results import load_results
 from iar_study.study.status import Status, status_of
 from iar_study.study.workspace import Workspace
@@ -36,7 +40,19 @@ def write_site(store: Workspace, studies: Sequence[str], folder: Path, claims: S
     for study in studies:
         results = load_results(store, study)
         yield write_report(results, folder, judge(claims, results))
+    if (shown := _study_of_codebook(store)) in studies:
+        yield write_codebook_page(load_codebook_results(store, shown), folder)
     yield write_index(folder, claims)
+
+
+def _study_of_codebook(store: Workspace) -> str:
+    """Return the study whose codebook the site shows: the first that has one here, `components` before all; else ""."""
+    run = sorted((path.stem for path in store.studies.glob("*.json")), key=lambda name: (name != "components", name))
+    for study in run:
+        with suppress(InputError):  # its codes are no longer here
+            codebook_product(store, study)
+            return study
+    return ""
 
 
 def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:

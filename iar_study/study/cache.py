@@ -24,7 +24,7 @@ LEFTOVER = "leftover"
 """Kind of what a process that was killed left half-written, or half-removed."""
 
 KINDS = (
-    *("tokenizer", "codes", "use", "classifier", "clustering", "reference", "exactness", "features"),
+    *("tokenizer", "codes", "use", "classifier", "clustering", "reference", "exactness", "codebook", "features"),
     *("trial", LEFTOVER),
 )
 """Of what lies there, in the order that it is listed in; `features` are those of `iar-study evaluate`."""
@@ -34,6 +34,9 @@ OLD = 24 * 3600
 
 INPUTS = {"rearrangement": "clustering", "judging": "clustering"}
 """What a trial calls an input -> its kind in the cache, where the two differ."""
+
+CODEBOOK = "codebook"
+"""What a report shows of a study's codebook."""
 
 LOCK = "lock"
 """In the cache, held by who makes products; in a trial's folder, by who runs it."""
@@ -78,9 +81,12 @@ class _Use:
     by_name: bool
     """Whether these are all of them; in an older manifest they are not, and its trials tell by content."""
 
-    def needs(self, path: Path, users: Sequence[str]) -> bool:
-        """Whether the study needs a product that these trials were made from, or from one of the same content."""
-        return path.name in self.files or (not self.by_name and not self.trials.isdisjoint(users))
+    def needs(self, path: Path, users: Sequence[str], by_name: bool) -> bool:
+        """Whether the study needs a product that these trials were made from, or from one of the same content.
+
+        by_name : whether a manifest would name it.
+        """
+        return path.name in self.files or (not (by_name and self.by_name) and not self.trials.isdisjoint(users))
 
 
 def list_cache(workspace: Workspace) -> list[Product]:
@@ -101,9 +107,11 @@ def list_cache(workspace: Workspace) -> list[Product]:
         if path.name == LOCK:
             continue
         kind, about = path.name.partition("-")[0], _about_product(path)
-        content = (kind, about.get("digest"))
-        users = [name for name, made_from in inputs.items() if content in made_from]
-        studies = [use.study for use in uses if use.needs(path, users)]
+        content: set[tuple[str, Any]] = {(kind, about.get("digest"))}
+        if kind == CODEBOOK:  # made after the trials, from the same as they
+            content = _inputs(about.get(CODEBOOK, {}))
+        users = [name for name, made_from in inputs.items() if content and content <= made_from]
+        studies = [use.study for use in uses if use.needs(path, users, by_name=kind != CODEBOOK)]
         found.append(_product(kind, path, about, users, studies))
     order = {kind: i for i, kind in enumerate(KINDS)}
     return sorted(found, key=lambda each: (order.get(each.kind, len(order)), each.kind, each.modified, each.name))

@@ -10,13 +10,14 @@ import lzma
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays, load_metadata, replacing, save_arrays
+from iar_study.study.codebooks import codebook_product
 from iar_study.study.results import STAGES
 from iar_study.study.workspace import Workspace, is_finished, read_manifest, studies_run
 
@@ -60,6 +61,9 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
             found |= {f"runs/trials/{folder.name}/{name}": folder / name for name in names if (folder / name).exists()}
     if len(found) == 1:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
+    with suppress(InputError):  # a study whose codes are no longer here is exported without
+        product = codebook_product(workspace, study)
+        found[f"runs/cache/{product.name}"] = product
     if inputs:
         kept = [name for name in manifest["products"] if name.startswith(INPUTS)]
         found |= {f"runs/cache/{name}": workspace.cache / name for name in kept if (workspace.cache / name).exists()}

@@ -11,9 +11,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from iar_study.errors import InputError
-from iar_study.reporting import report as report_module
+from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
-from iar_study.reporting.report import FILES, conclusion, markdown, write_report
+from iar_study.reporting.pages import ABOUT, markdown
+from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import verdict_rows
 from iar_study.study.claims import Better, judge
@@ -73,7 +74,15 @@ def test_the_folder_holds_these_files_and_no_others(report):
     charts |= {f"{kind}-{metric}" for kind in ("curve", "curve-difference") for metric in curves}
     drawn = {f"{name}.svg" for name in charts} | {f"{name}.png" for name in charts}
     drawn |= {"positions.png", "samples.png", "reconstructions.png"}
-    assert files(report.parent).keys() == drawn | set(FILES)
+    assert files(report.parent).keys() == drawn | {
+        "index.html",
+        "index.md",
+        "tables.tex",
+        "results.csv",
+        "verdicts.csv",
+        "trials.json",
+        ABOUT,
+    }
 
 
 def test_everything_the_pages_ask_for_is_there(report, page, marked):
@@ -422,7 +431,7 @@ def test_odd_names_are_shown_as_they_are(build, tmp_path):
     assert all((tmp_path / unquote(link.path)).is_file() for link in links)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../out", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../out", "a/b", ".hidden", "codebook"])
 def test_a_study_name_cannot_leave_the_folder(results, tmp_path, name):
     with pytest.raises(InputError, match="cannot name a folder"):
         write_report(replace(results, study=name), tmp_path / "reports")
@@ -447,7 +456,7 @@ def test_a_new_report_takes_the_place_of_the_old(results, tmp_path):
 def test_only_what_changed_is_drawn_again(results, verdicts, tmp_path, monkeypatch):
     results = light(results)
     drawn = []
-    monkeypatch.setattr(report_module, "save", lambda *given: drawn.append(given[2]) or save(*given))
+    monkeypatch.setattr(pages, "save", lambda *given: drawn.append(given[2]) or save(*given))
     path = write_report(results, tmp_path, verdicts)
     assert len(drawn) == len(set(drawn)) == 4
     drawn.clear()
