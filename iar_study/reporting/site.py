@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -56,7 +57,7 @@ def _study_of_codebook(store: Workspace) -> str:
 
 
 def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
-    """Write `folder/index.html`: the verdicts on all claims and the reports found there; return its path.
+    """Write `folder/index.html` and `.md`: the verdicts on all claims and the reports found there; return the path.
 
     Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested.
     """
@@ -67,8 +68,11 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         head.feed(page.read_text(encoding="utf-8"))
         if head.meta.get("generator") == GENERATOR:
             meta = {key: head.meta.get(key, "") for key in ("question", "description")}
-            link = f"{quote(page.parent.name)}/{INDEX}"
-            found.append({"link": link, "name": page.parent.name, **meta})
+            folder_link = quote(page.parent.name)
+            link = f"{folder_link}/{INDEX}"
+            picture = head.meta.get("picture", "")
+            shown = {"picture": picture and f"{folder_link}/{picture}", "alt": head.meta.get("picture-alt", "")}
+            found.append({"link": link, "name": page.parent.name, **meta, **shown})
             if (page.parent / "verdicts.csv").exists():
                 rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
                 # A copy of a report under another name is no study's.
@@ -80,12 +84,14 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         if row["study"] in names and row["claim"] not in judged:
             row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
         verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
-    path = folder / INDEX
+    found.sort(key=lambda report: report["name"] == "codebook")  # after the studies
     folder.mkdir(parents=True, exist_ok=True)
-    text = templates().get_template(INDEX).render(reports=found, verdicts=verdicts)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
-    return path
+    for name in ("index.html", "index.md"):
+        path, text = folder / name, templates().get_template(name).render(reports=found, verdicts=verdicts)
+        text = re.sub(r"\n{3,}", "\n\n", text)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    return folder / INDEX
 
 
 class _Head(HTMLParser):
@@ -115,7 +121,7 @@ def check_site(store: Workspace, studies: Sequence[str], folder: Path, claims: S
         expected = {page.parent.name for page in anew.glob(f"*/{INDEX}")}
         names = {f"{name}/{path.name}" for name in expected for side in (folder, anew) for path in _files(side / name)}
         if pages == expected:
-            names.add(INDEX)
+            names |= {INDEX, "index.md"}
         for name in sorted(names):
             found += _difference(name, folder / name, anew / name)
         return found

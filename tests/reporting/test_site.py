@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from iar_study.study.claims import judge
 from iar_study.study.status import Status
 from iar_study.study.workspace import Workspace
 from tests.reporting.made_up import ANSWERS, CLAIMS, FD, files, light, values_of, with_values
-from tests.reporting.pages import Page
+from tests.reporting.pages import Page, rendered
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def test_index_lists_reports_and_nothing_else(results, tmp_path):
     (tmp_path / "other" / "index.html").write_text("<title>not ours</title>")
     page = Page(write_index(tmp_path).read_text())
     assert conclusion(results) in page.text
-    assert page.addresses == ["data:,", "components/index.html"]
+    picture = "components/difference-fd-classifier-2k.png"
+    assert page.addresses == ["data:,", "components/index.html", picture, "components/index.html"]
     assert not page.tables
 
 
@@ -63,7 +65,16 @@ def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
     told = [*(verdict.evidence for verdict in verdicts), "arm 'balanced' was not run", "one generator is built here"]
     assert [row[2] for row in rows[1:]] == [f"{evidence} Limits: Else none." for evidence in told]
     links = ["components/index.html#verdicts"] * 5 + ["balance/index.html#verdicts"]
-    assert page.addresses == ["data:,", *links, "balance/index.html", "components/index.html"]
+    pictures = [address for address in page.addresses if address.endswith(".png")]
+    assert pictures == [f"{name}/difference-fd-classifier-2k.png" for name in ("balance", "components")]
+    pages = [f"{name}/index.html" for name in ("balance", "balance", "components", "components")]
+    assert [address for address in page.addresses if address not in pictures] == ["data:,", *links, *pages]
+    marked = Page(rendered(tmp_path / "index.md"))
+    assert [row[2] for row in marked.under("What holds so far")[0][1:]] == [row[2] for row in rows[1:]]
+    assert {unquote(address) for address in marked.addresses} == {
+        *("components/index.md", "balance/index.md"),
+        *pictures,
+    }
     assert "not-tested" in " ".join(page.classes)
     for study in ("components", "balance"):
         assert 'id="verdicts"' in (tmp_path / study / "index.html").read_text()
