@@ -247,9 +247,12 @@ def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(
 
     assert main(given) == 1
     shown = capsys.readouterr()
+    reports = three_studies.reports
     assert shown.out.splitlines() == [
         "a: 2 trials run, 0 found finished, 0 failed",
+        str(reports / "a" / "index.html"),
         "c: 0 trials run, 2 found finished, 0 failed",
+        str(reports / "c" / "index.html"),
         "all: 2 of 3 studies done; failed: b",
     ]
     assert "iar-study: study b failed: equal clusters: clustering.n_clusters = 7" in shown.err

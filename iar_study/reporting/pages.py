@@ -14,9 +14,10 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+from filelock import FileLock
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from iar_study.errors import InputError
@@ -81,11 +82,13 @@ def write_pages(
 
 def _replace(target: Path, new: Path, away: Path) -> None:
     """Put the folder `new` in the place of `target`, which goes `away`; nothing moves where both hold the same."""
-    if target.exists():
-        if {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in new.iterdir()}:
-            return
-        os.replace(target, away)
-    os.replace(new, target)
+    # A run that ends and the watch that follows it may be here at once.
+    with FileLock(Path(gettempdir()) / f"iar-study-{digest(str(target.absolute()))[:16]}.lock"):
+        if target.exists():
+            if {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in new.iterdir()}:
+                return
+            os.replace(target, away)
+        os.replace(new, target)
 
 
 @cache
