@@ -39,8 +39,9 @@ bench: $(READY) ## Benchmarks, side by side with named peers
 slow: $(READY) ## The tests that take longer, such as killing a training thirty times
 	@$(BIN)/python -m pytest -q -m "slow and not bench"
 
-report: $(READY) ## Write the reports of all studies that were run here
-	@$(BIN)/iar-study report
+report: $(READY) ## Write the committed example anew from its results, and the reports of what was run here
+	@$(BIN)/iar-study report --from reports/example/results.tar.xz -o reports/example
+	@test ! -d runs/studies || $(BIN)/iar-study report
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
