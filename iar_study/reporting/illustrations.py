@@ -141,8 +141,8 @@ def _differences(results: Results) -> list[Illustration]:
             )
             alt = f"{about.label}, paired differences from {results.baseline_in_words} with 95% intervals: {said}."
             caption = (
-                f"{about.label}. {_finding(results, metric)} An interval that holds 0 shows no difference; one "
-                "that does not is of that arm alone: better or worse is said after Holm's correction for all arms."
+                f"{about.label}. {_finding(results, metric)} An interval around 0 shows no difference; better or "
+                "worse is said after Holm's correction for all arms."
             )
             drawing = partial(figures.comparison, results, metric)
             found.append(Illustration(_name("difference", metric), drawing, alt, caption))
