@@ -393,11 +393,11 @@ def test_on_ray_a_trial_whose_machine_dies_goes_on_elsewhere(cluster, prepared, 
             time.sleep(0.01)
         cluster.remove_node(node, allow_graceful=False)
 
-    killer = threading.Thread(target=kill_the_node)
+    killer = threading.Thread(target=kill_the_node, daemon=True)
     killer.start()
     outcome = run(prepared, executor="ray", address=cluster.address)
-    killer.join()
     assert (outcome.trained, outcome.failed) == (2, {})
+    killer.join()
     assert "later" in [end.kind for end in ended]
     assert_same(prepared, undisturbed)
 
