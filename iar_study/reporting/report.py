@@ -193,7 +193,8 @@ def _seen(results: Results) -> str:
         elif name == "positions":
             parts += [name, *(part for arm in value for key in value[arm] for part in (arm, key, value[arm][key]))]
         elif name not in ("trials", "scale", "command", "settings", "exact", "data"):
-            parts += [name, value]
+            # Of arms, the order tells too.
+            parts += [name, list(value.items()) if isinstance(value, dict) else value]
     return digest(*parts)
 
 
