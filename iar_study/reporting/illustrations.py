@@ -107,7 +107,8 @@ def _finding(results: Results, metric: str) -> str:
     """Say in a sentence what the comparison in a metric found."""
     table = comparison(results, metric).loc[results.compared]
     found = findings_in_words(table, metric_named(metric).digits)
-    return f"Compared with {results.baseline_in_words}: {found}." if found else ""
+    said = results.compared_in_words
+    return f"{said[0].upper()}{said[1:]}: {found}." if found else ""
 
 
 def _better(metric: Metric) -> str:

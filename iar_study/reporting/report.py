@@ -59,7 +59,7 @@ def conclusion(results: Results) -> str:
         inconclusive |= bool((table["finding"] == "inconclusive").any())
     caveat = "inconclusive means that no difference was shown, which does not show equality either; "
     return (
-        f"{where}compared with {results.baseline_in_words} seed by seed (95% intervals in brackets): "
+        f"{where}{results.compared_in_words} seed by seed (95% intervals in brackets): "
         f"{'; '.join(clauses)}; {caveat if inconclusive else ''}{limit}"
     )
 

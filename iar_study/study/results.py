@@ -103,6 +103,11 @@ class Results:
         several = len(set(self.baselines.values())) > 1
         return "its own baseline" if several else self.baseline
 
+    @property
+    def compared_in_words(self) -> str:
+        """How the arms are compared, as a sentence begins."""
+        return f"{'each ' if self.beside else ''}compared with {self.baseline_in_words}"
+
 
 def load_results(workspace: Workspace, study: str) -> Results:
     """Read what the last `iar-study run STUDY` asked for and has finished, from the trials' own folders.
