@@ -229,7 +229,9 @@ def _stages(results: Results) -> list[Illustration]:
     if not results.reconstructions:
         return []
     alt = f"Held-out images in {plural(len(results.reconstructions), 'row')}: {', '.join(results.reconstructions)}."
-    caption = " ".join(filter(None, [f"By the tokenizer of {results.n_codes:,} codes.", _same_when_rearranged(results)]))
+    caption = " ".join(
+        filter(None, [f"By the tokenizer of {results.n_codes:,} codes.", _same_when_rearranged(results)])
+    )
     return [Illustration("reconstructions", partial(figures.reconstructions, results), alt, caption)]
 
 
