@@ -22,6 +22,9 @@ from iar_study.training.journal import read_journal
 SHOWN_ARM = "balanced"
 """Of near codes, the arm whose pictures are shown; they differ in the column of the same cluster alone."""
 
+MODEL = ("layers", "heads", "width")
+"""What tells the size of a GPT."""
+
 STAGES = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
 """Of held-out images, what a report calls them -> the array of the product `reference`."""
 
@@ -52,7 +55,7 @@ class Results:
     beside : arm -> the arm that it is compared with, for arms whose that is not `baseline`; a baseline of its own names
         itself.
     trials : one dict per trial that has ended: arm, seed, trial, run_id, page (address of its run, "" without a
-        server), status, and what trial.json says of it: config, inputs, data, code, environment.
+        server), status, and what trial.json says of it: config, inputs, data, code, environment, parameters.
     data : the data set, as a trial's config names it.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
@@ -159,9 +162,10 @@ def load_results(workspace: Workspace, study: str) -> Results:
             ]
             own = read_json(folder / "trial.json")
             page = f"{manifest['page']}/{trial['run_id']}" if manifest["page"] and trial["run_id"] else ""
-            said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment")}
+            said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment", "parameters")}
             ended.append({**key, "run_id": trial["run_id"], "page": page, "status": result["status"], **said})
-            about = about or own
+            if not about or (trial["arm"] == manifest["baseline"] != about["arm"]):
+                about = {**own, "arm": trial["arm"]}
             if manifest["factor"]:
                 values[trial["arm"]] = float(own["config"][manifest["factor"]])
             tokenizers.setdefault(own["config"]["tokenizer.codebook_size"], own)
@@ -244,7 +248,11 @@ def _scale(
     """
     config, data = about["config"], about["data"]
     grid = _grid(about)
-    tokens = config["train.steps"] * config["train.batch_size"] * grid**2
+    lengths = sorted({trial["config"]["train.steps"] for trial in ended})
+    steps = " or ".join(f"{length:,}" for length in lengths)
+    tokens = " or ".join(f"{length * config['train.batch_size'] * grid**2 / 1e6:.1f}" for length in lengths)
+    weights = sorted({trial["parameters"] for trial in ended})
+    sizes = sorted({tuple(trial["config"][f"model.{name}"] for name in MODEL) for trial in ended})
     colours = "grey" if data["channels"] == 1 else "colour"
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
@@ -252,10 +260,10 @@ def _scale(
     guidance = "guided as each arm says" if kind == "sampling" else f"guidance {config['evaluation.guidance']:g}"
     judged = f"judged by {config['evaluation.clusters']} balanced clusters"
     training = {
-        "model": f"GPT, {about['parameters'] / 1e6:.2f} M weights: {config['model.layers']} layers, "
-        f"{config['model.heads']} heads, width {config['model.width']}",
-        "training": f"{config['train.steps']:,} steps of {config['train.batch_size']} images ({tokens / 1e6:.1f} M "
-        f"tokens), learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
+        "model": f"GPT, {_range(weight / 1e6 for weight in weights)} M weights: "
+        + "; ".join(f"{layers} layers, {heads} heads, width {width}" for layers, heads, width in sizes),
+        "training": f"{steps} steps of {config['train.batch_size']} images ({tokens} M tokens), "
+        f"learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
         "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
         f"{guidance}, no top-k or top-p; {judged}",
     }
@@ -287,6 +295,12 @@ def _environment(environment: dict[str, Any]) -> str:
         f"Python {environment['python']}, torch {environment['torch']}, {environment['machine']} "
         f"({environment['cpu_capability']})"
     )
+
+
+def _range(values: Iterable[float]) -> str:
+    """Return the lowest and the highest of numbers, or the one that there is."""
+    texts = [f"{value:.2f}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} to {texts[-1]}"
 
 
 def _each(texts: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Every study of the registry, run at `smoke` from its images to its report, in one workspace that they share."""
 
+import re
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ def test_every_study_runs_to_its_report(
     assert set(figures) == promised(study)
     assert np.isfinite(figures).all(axis=None)
     assert np.isfinite(results.curves["value"]).all()
+    if study.kind != "near-codes":  # of all arms, whatever their sizes
+        told, configs = str(results.scale["model"]), [trial["config"] for trial in results.trials]
+        assert {f"width {config['model.width']}" for config in configs} == set(re.findall(r"width \d+", told))
+        assert all(f"{config['train.steps']:,}" in str(results.scale["training"]) for config in configs)
     page = write_report(results, tmp_path, judge(load_claims(shared.experiments), results))
     text = unescape(page.read_text())
     assert study.question in text
