@@ -115,10 +115,14 @@ def open_store(path: Path) -> Iterator[Workspace]:
 def _unpack(path: Path, folder: Path) -> None:
     try:
         with tarfile.open(path, "r:xz") as archive:
-            strange = [name for name in archive.getnames() if PurePosixPath(name).parts[:1] != ("runs",)]
-            if strange:
-                raise InputError(f"{path} is no export of results: it holds {strange[0]!r}")
-            archive.extractall(folder, filter="data")
+            for member in archive:
+                parts = PurePosixPath(member.name).parts
+                content = archive.extractfile(member) if member.isfile() else None  # a link may lead anywhere
+                if parts[:1] != ("runs",) or ".." in parts or content is None:
+                    raise InputError(f"{path} is no export of results: it holds {member.name!r}")
+                target = folder.joinpath(*parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"{path} is damaged or no file of `iar-study export` ({error}); fetch it again") from error
 

@@ -141,7 +141,7 @@ def test_nothing_to_export_is_an_input_error(done, tmp_path):
     assert not (tmp_path / "f.tar.xz").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "absent", "empty folder", "strange"])
+@pytest.mark.parametrize("damage", ["cut", "text", "absent", "empty folder", "strange", "climbing", "link"])
 def test_what_is_no_store_is_an_input_error(file, tmp_path, damage):
     path = tmp_path / "f.tar.xz"
     if damage == "cut":
@@ -153,7 +153,17 @@ def test_what_is_no_store_is_an_input_error(file, tmp_path, damage):
     elif damage == "strange":
         with tarfile.open(path, "w:xz") as archive:
             archive.add(__file__, "../escape.py")
-    message = {"absent": "no results at", "empty folder": "no folder runs/studies", "strange": "no export of results"}
+    elif damage in ("climbing", "link"):
+        member = tarfile.TarInfo("runs/../escape" if damage == "climbing" else "runs/link")
+        if damage == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        with tarfile.open(path, "w:xz") as archive:
+            archive.addfile(member)
+    message = {
+        "absent": "no results at",
+        "empty folder": "no folder runs/studies",
+        **dict.fromkeys(("strange", "climbing", "link"), "no export of results"),
+    }
     with (
         pytest.raises(InputError, match=message.get(damage, "damaged or no file of `iar-study export`")),
         open_store(path),
