@@ -25,10 +25,11 @@ OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetenso
 PICTURES = "samples.safetensors"
 """Of a trial too, but only of the study's first seed: no report shows those of another."""
 
-_KEPT: list[TemporaryDirectory] = []
-
 INPUTS = ("tokenizer", "codes", "classifier", "clustering", "exactness", "reference")
 """Kinds of products that a trial is made from."""
+
+_KEPT: list[TemporaryDirectory] = []
+"""Folders of unpacked examples, each of which goes when this process ends."""
 
 
 def export(workspace: Workspace, studies: Sequence[str], path: Path, inputs: bool = False) -> int:
@@ -140,7 +141,7 @@ def find_store(study: str | None = None) -> Workspace:
     if not workspace.example.exists():
         studies_run(workspace, study)  # raises
     folder = TemporaryDirectory(prefix="iar-study-")
-    _KEPT.append(folder)  # until this process ends
+    _KEPT.append(folder)
     _unpack(workspace.example, Path(folder.name))
     store = Workspace(Path(folder.name), frozen=True)
     if study is not None:

@@ -38,7 +38,7 @@ from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError, nearest
 from iar_study.storage import digest, read_json, write_json
 from iar_study.study.study import Arm, Profile, Study
-from iar_study.study.workspace import Workspace, is_finished, is_running
+from iar_study.study.workspace import Workspace, is_finished, is_running, read_manifest
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
@@ -607,7 +607,7 @@ def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
 
 
 def _fill_in_study(workspace: Workspace, path: Path) -> Tracker:
-    manifest = read_json(path)
+    manifest = read_manifest(workspace, path.stem)
     arms = tuple(Arm(arm["name"], arm["description"], beside=arm["beside"]) for arm in manifest["arms"])
     study = Study(manifest["study"], manifest["question"], manifest["claim"], manifest["baseline"], arms)
     tracker = Tracker(workspace, study, manifest["profile"], manifest.get("config"), opened=False)

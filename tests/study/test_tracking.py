@@ -82,6 +82,8 @@ def write_manifest(workspace: Workspace, *trials: Key, **changes) -> None:
         "question": STUDY.question,
         "claim": STUDY.claim,
         "baseline": STUDY.baseline,
+        "factor": "",
+        "page": "",
         "arms": [
             {"name": arm.name, "description": arm.description, "beside": STUDY.beside(arm), "series": arm.series}
             for arm in STUDY.arms
@@ -460,3 +462,9 @@ def test_mlflow_takes_our_values_of_its_own_settings_unless_the_user_gives_some(
     with pytest.raises(MlflowException):
         make_tracker(workspace)
     assert time.monotonic() - begun < 2  # MLflow's own pauses add up to minutes
+
+
+def test_sync_of_a_study_that_an_older_version_ran_says_so(workspace, capsys):
+    write_json(workspace.studies / "mine.json", {"study": "mine", "arms": [["a", "first"]], "trials": []})
+    assert main(["sync"]) == 2
+    assert "study 'mine' was run here by an older version; `iar-study run mine` runs it anew" in capsys.readouterr().err
