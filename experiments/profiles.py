@@ -37,13 +37,12 @@ PROFILES = [
     ),
     Profile(
         "full",
-        "Fashion-MNIST, 1,024 codes, a GPT of 1.5 M weights, 4,000 steps, five seeds: hours on a laptop.",
+        "Fashion-MNIST, 1,024 codes, a GPT of 0.35 M weights, 3,000 steps, five seeds: hours on two cores.",
         TrialConfig(
             tokenizer=TokenizerConfig(codebook_size=1024, steps=6000),
             classifier=ClassifierConfig(steps=4000),
-            model=ModelConfig(layers=6, heads=8, width=128, dropout=0.1),
-            train=TrainConfig(steps=4000, batch_size=64, lr=2e-3, warmup_steps=200, checkpoint_every=250),
-            evaluation=EvaluationConfig(every=500, images=10_000, samples=10_000),
+            train=TrainConfig(steps=3000, warmup_steps=150, checkpoint_every=250),
+            evaluation=EvaluationConfig(every=500, images=5000, samples=5000, sampled_times=2),
         ),
         seeds=(0, 1, 2, 3, 4),
     ),

@@ -102,7 +102,7 @@ PRESETS = {
     "XXL": ModelConfig(layers=48, heads=24, width=1536, ffn_multiple=256, dropout=0.1),
     "3B": ModelConfig(layers=24, heads=32, width=3200, ffn_multiple=256, dropout=0.1),
 }
-"""Sizes by name: those of the profiles `quick` and `full`, then LlamaGen's."""
+"""Sizes by name: `tiny` is the one of the profiles `quick` and `full`; then a larger one, and LlamaGen's."""
 
 
 @dataclass(frozen=True)

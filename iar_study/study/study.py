@@ -25,8 +25,8 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted keys of `TrialConfig`, put on top of the profile's."""
     scale: Mapping[str, float | tuple[float, str]] = field(default_factory=dict)
-    """Dotted keys whose whole number is the profile's times this, rounded, and at least 1; with (factor, key), the
-    number that the profile has for that other key, times this."""
+    """Dotted keys whose number is the profile's times this (a whole one rounded, and at least 1); with (factor, key),
+    the number that the profile has for that other key, times this."""
     beside: str | None = None
     """Name of the arm that this one is compared with, where it is not the study's baseline; a baseline of its own
     (that of another size, say) names itself."""
@@ -145,10 +145,11 @@ def arm_config(study: Study, arm: Arm, base: TrialConfig, seed: int) -> TrialCon
     own = flatten(base)
     scale = {key: value if isinstance(value, tuple) else (value, key) for key, value in arm.scale.items()}
     of_keys = [*scale, *(of for _, of in scale.values())]
-    if unknown := next((key for key in of_keys if type(own.get(key)) is not int), None):
-        numbers = [key for key, value in own.items() if type(value) is int]
-        raise InputError(f"arm {arm.name!r} scales {unknown!r}, which is no whole number; {nearest(unknown, numbers)}")
-    scaled = {key: max(1, round(own[of] * factor)) for key, (factor, of) in scale.items()}
+    numbers = [key for key, value in own.items() if type(value) in (int, float)]
+    if unknown := next((key for key in of_keys if key not in numbers), None):
+        raise InputError(f"arm {arm.name!r} scales {unknown!r}, which is no number; {nearest(unknown, numbers)}")
+    scaled = {key: own[of] * factor for key, (factor, of) in scale.items()}
+    scaled = {key: max(1, round(value)) if type(own[key]) is int else value for key, value in scaled.items()}
     return with_settings(base, {**scaled, **arm.settings, **dict.fromkeys(study.seeded, seed)})
 
 
