@@ -3,7 +3,7 @@
 A decided verdict holds for the data, the sizes and the training of the profile that was run, and for no other.
 """
 
-from iar_study.study.claims import Above, AsGoodAs, Best, Better, BetterInEvery, Claim, Exact, NotTested
+from iar_study.study.claims import Above, Alternative, AsGoodAs, Best, Better, BetterInEvery, Claim, Exact, NotTested
 
 ABSTRACT = "abstract, in its words"
 OURS = "in our words, after the abstract"
@@ -13,6 +13,10 @@ WHERE_IT_HOLDS = (
     "Decides it for the data, tokenizer, model size and training of this study alone, in the features that the "
     "metric's name tells; it is FID only with Inception at 50,000 samples."
 )
+
+ANY_COARSE = "any coarse target does it, of similar codes or not"
+BLOCKS = "contiguous blocks of the tokenizer's own order do it"
+ORDER = "the rearranged order does it by itself, with the token loss alone"
 
 CLAIMS = [
     Claim(
@@ -35,6 +39,12 @@ CLAIMS = [
         Better("balanced", "same_cluster/feature_distance"),
         "Says that codes of a cluster are nearer in looks than codes of a random one, not that they are near: the "
         "paper gives no number for high.",
+        (
+            Alternative(
+                "codes that lie together in the original order look alike already",
+                Better("blocks", "same_cluster/feature_distance"),
+            ),
+        ),
     ),
     Claim(
         "rearrangement alone changes nothing",
@@ -71,6 +81,11 @@ CLAIMS = [
         "components",
         Better("iar", "val/right_cluster_if_wrong"),
         "Every arm is judged by the same balanced clusters, the ones that IAR was trained with: its home ground.",
+        (
+            Alternative(ANY_COARSE, Better("random", "val/right_cluster_if_wrong")),
+            Alternative(BLOCKS, Better("blocks", "val/right_cluster_if_wrong")),
+            Alternative(ORDER, Better("rearranged", "val/right_cluster_if_wrong")),
+        ),
     ),
     Claim(
         "better images",
@@ -78,7 +93,13 @@ CLAIMS = [
         "abstract, shortened",
         "components",
         Better("iar", "fd"),
-        WHERE_IT_HOLDS + " One guidance scale for every arm, not tuned for each.",
+        WHERE_IT_HOLDS + " One guidance scale and one learning rate for every arm, not tuned for each; the studies "
+        "guidance and learning-rate vary them.",
+        (
+            Alternative(ANY_COARSE, Better("random", "fd")),
+            Alternative(BLOCKS, Better("blocks", "fd")),
+            Alternative(ORDER, Better("rearranged", "fd")),
+        ),
     ),
     Claim(
         "similar codes are what helps",
@@ -96,6 +117,7 @@ CLAIMS = [
         Better("balanced", "fd", than="plain"),
         WHERE_IT_HOLDS + " One number of clusters. The cluster loss of unequal clusters is another loss, which could "
         "have another best weight.",
+        (Alternative("equal sizes alone do it, of similar codes or not", Better("random", "fd", than="plain")),),
     ),
     Claim(
         "the released number of clusters is best",
@@ -125,6 +147,11 @@ CLAIMS = [
         WHERE_IT_HOLDS
         + " Time is counted in training steps, each arm a finished training with its own decay. Without a "
         "margin, a quality that is truly the same stays inconclusive.",
+        (
+            Alternative(
+                "half of the training is enough without IAR, too", AsGoodAs("baseline-half", "fd", than="baseline")
+            ),
+        ),
     ),
     Claim(
         "better at every size",

@@ -22,6 +22,7 @@ from iar_study.reporting.latex import latex_tables
 from iar_study.reporting.pages import as_json, write_pages
 from iar_study.reporting.tables import (
     BY_CHANCE,
+    VERDICT_COLUMNS,
     WRONG_TOKEN,
     comparison,
     comparison_tables,
@@ -38,8 +39,6 @@ from iar_study.study.claims import Verdict
 from iar_study.study.plan import plural
 from iar_study.study.results import Results
 from iar_study.study.status import Status
-
-VERDICT_COLUMNS = ("claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits")
 
 
 def conclusion(results: Results) -> str:

@@ -22,6 +22,7 @@ from iar_study.reporting.pages import ABOUT, GENERATOR, templates
 from iar_study.reporting.report import write_report
 from iar_study.reporting.tables import verdict_rows
 from iar_study.storage import write_text
+from iar_study.study import published
 from iar_study.study.claims import Claim, judge, judge_all
 from iar_study.study.codebooks import codebook_product, load_codebook_results
 from iar_study.study.results import load_results
@@ -87,8 +88,8 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
     found.sort(key=lambda report: report["name"] == "codebook")  # after the studies
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("index.html", "index.md"):
-        path, text = folder / name, templates().get_template(name).render(reports=found, verdicts=verdicts)
-        text = re.sub(r"\n{3,}", "\n\n", text)
+        path, page = folder / name, templates().get_template(name)
+        text = re.sub(r"\n{3,}", "\n\n", page.render(reports=found, verdicts=verdicts, published=published))
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
     return folder / INDEX

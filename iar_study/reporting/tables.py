@@ -23,6 +23,12 @@ HEADLINE = {
 }
 """The metrics that the conclusion speaks of, by kind of study; a family stands for its key."""
 
+VERDICT_COLUMNS = (
+    *("claim", "sentence", "study", "verdict", "evidence", "alternatives", "rule", "source", "limits", "scale"),
+    "command",
+)
+"""Of `verdict_rows`, in order: what verdicts.csv holds even where a study decides no claim."""
+
 COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     "training": {
         "Samples": SAMPLES,
@@ -221,9 +227,12 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
             "study": verdict.claim.study or "",
             "verdict": verdict.verdict,
             "evidence": verdict.evidence,
+            "alternatives": "\n".join(verdict.alternatives),
             "rule": verdict.claim.rule.text(),
             "source": verdict.claim.source,
             "limits": verdict.claim.limits,
+            "scale": verdict.scale,
+            "command": verdict.command,
         }
         for verdict in verdicts
     ]

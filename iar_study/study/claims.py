@@ -28,6 +28,15 @@ _ANSWERS: dict[str, Answer] = {"better": "supported", "worse": "contradicted"}
 """What a finding says of the claim that the arm is better; any other finding: inconclusive."""
 
 
+_STANDS: dict[Answer, str] = {
+    "supported": "stands",
+    "contradicted": "ruled out",
+    "inconclusive": "not ruled out",
+    "not tested": "not tested",
+}
+"""What the answer to its own test says of another explanation."""
+
+
 @dataclass(frozen=True)
 class Better:
     """Supported where the arm's finding against the study's baseline is "better" (see `compare_with_baseline`; Holm
@@ -172,7 +181,7 @@ class Above:
         if np.isfinite(rows["value"]).all() and (differs or fixed) and found["difference"]:
             answer = "supported" if found["difference"] > 0 else "contradicted"
         beside = metric_named(keys[1]).label if other else _shown(self.than)
-        return answer, f"{metric_named(keys[0]).label} of {arm} minus {beside}: {_told(results, found, [arm])}"
+        return answer, f"{metric_named(keys[0]).label} minus {beside}, in {arm}: {_told(results, found, [arm])}"
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,14 @@ Rule = Better | AsGoodAs | BetterInEvery | Best | Above | Exact | NotTested
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Another explanation of what a claim's test shows, and the test that it would have to pass itself."""
+
+    explanation: str
+    rule: Rule
+
+
+@dataclass(frozen=True)
 class Claim:
     """A sentence of the paper, or ours of what it says, and the measurable test that decides it."""
 
@@ -226,6 +243,8 @@ class Claim:
     rule: Rule
     limits: str
     """What even a decided verdict does not cover."""
+    alternatives: tuple[Alternative, ...] = ()
+    """What else could be behind it, as far as arms of the same study can tell."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +255,12 @@ class Verdict:
     verdict: Answer
     evidence: str
     """The numbers: difference, 95% interval, seeds; or why there are none."""
+    alternatives: tuple[str, ...] = ()
+    """Each other explanation, whether it stands, and the numbers."""
+    scale: str = ""
+    """On what, and how large; "" where nothing was run."""
+    command: str = ""
+    """What runs it again."""
 
 
 def load_claims(experiments: Path) -> list[Claim]:
@@ -274,10 +299,19 @@ def _verdict(claim: Claim, results: Results | None) -> Verdict:
         return Verdict(claim, "not tested", claim.rule.why)
     if results is None:
         return Verdict(claim, "not tested", f"study {claim.study} was not run")
+    answer, evidence = _answer(claim.rule, results)
+    alternatives = []
+    for other in claim.alternatives:
+        stands, numbers = _answer(other.rule, results)
+        alternatives.append(f"{other.explanation}: {_STANDS[stands]} ({numbers})")
+    return Verdict(claim, answer, evidence, tuple(alternatives), results.scale_in_words, results.command)
+
+
+def _answer(rule: Rule, results: Results) -> tuple[Answer, str]:
     try:
-        return Verdict(claim, *claim.rule.judge(results))
+        return rule.judge(results)
     except InputError as reason:
-        return Verdict(claim, "not tested", str(reason))
+        return "not tested", str(reason)
 
 
 def _run(results: Results, arm: str) -> str:

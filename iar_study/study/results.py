@@ -96,6 +96,18 @@ class Results:
         return {arm: self.beside.get(arm, self.baseline) for arm in self.arms}
 
     @property
+    def scale_in_words(self) -> str:
+        """On what, and how large, in one line: data, codes, model, training, seeds, device."""
+        told = [
+            str(self.scale[key])
+            for key in ("data set", "tokenizer", "model", "training", "computed in")
+            if key in self.scale
+        ]
+        # "GPT, 0.28 M weights: 4 layers, ..." and "1,000 steps of 32 images (1.6 M tokens), learning rate ..."
+        short = [text.partition(", learning rate")[0].partition(":")[0] for text in told]
+        return "; ".join([f"profile {self.profile}", *short, f"seeds {self.scale.get('seeds', '')}"])
+
+    @property
     def compared(self) -> list[str]:
         """The arms that are compared with another one."""
         return [arm for arm, than in self.baselines.items() if arm != than]
@@ -257,13 +269,14 @@ def _scale(
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
     averaged = f"; evaluated: moving average, decay {config['train.ema']:g}" if config.get("train.ema") else ""
+    rates = " or ".join(f"{rate:g}" for rate in sorted({trial["config"]["train.lr"] for trial in ended}))
     guidance = "guided as each arm says" if kind == "sampling" else f"guidance {config['evaluation.guidance']:g}"
     judged = f"judged by {config['evaluation.clusters']} balanced clusters"
     training = {
         "model": f"GPT, {_range(weight / 1e6 for weight in weights)} M weights: "
         + "; ".join(f"{layers} layers, {heads} heads, width {width}" for layers, heads, width in sizes),
         "training": f"{steps} steps of {config['train.batch_size']} images ({tokens} M tokens), "
-        f"learning rate {config['train.lr']:g}, {config['train.decay']} decay{averaged}",
+        f"learning rate {rates}, {config['train.decay']} decay{averaged}",
         "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
         f"{guidance}, no top-k or top-p; {judged}",
     }

@@ -16,7 +16,7 @@ from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import ABOUT, markdown
 from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import write_index
-from iar_study.reporting.tables import verdict_rows
+from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
 from iar_study.study.claims import Better, judge
 from iar_study.study.status import Status
 from tests.reporting.made_up import (
@@ -371,7 +371,7 @@ def test_verdicts_csv_holds_what_the_page_tells(report, verdicts):
         rows = list(csv.DictReader(file))
     assert rows == verdict_rows(verdicts)
     first = rows[0]
-    assert list(first) == ["claim", "sentence", "study", "verdict", "evidence", "rule", "source", "limits"]
+    assert tuple(first) == VERDICT_COLUMNS
     assert (first["claim"], first["study"], first["verdict"]) == ("iar helps", "components", "supported")
     assert first["sentence"] == "It is said: iar helps."
     assert first["evidence"].startswith("iar minus baseline in FD (classifier, 2k): \N{MINUS SIGN}6.08 [")
@@ -384,7 +384,7 @@ def test_a_study_that_tests_no_claim_has_no_verdicts(results, tmp_path):
     assert not any(
         "erdict" in text for text in (path.read_text().partition("</style>")[2], path.with_suffix(".md").read_text())
     )
-    assert (path.parent / "verdicts.csv").read_text() == "claim,sentence,study,verdict,evidence,rule,source,limits\n"
+    assert (path.parent / "verdicts.csv").read_text() == ",".join(VERDICT_COLUMNS) + "\n"
 
 
 def test_odd_names_are_shown_as_they_are(build, tmp_path):
@@ -427,8 +427,8 @@ def test_odd_names_are_shown_as_they_are(build, tmp_path):
     assert "script" not in index.tags
     assert all(f"{part} {one_line}" in index.words for part in "sol")
     links = [urlsplit(link) for link in index.addresses if link != "data:,"]
-    assert {link.fragment for link in links} == {"verdicts", ""}
-    assert all((tmp_path / unquote(link.path)).is_file() for link in links)
+    assert {link.fragment for link in links} == {"claim-1", ""}
+    assert all((tmp_path / unquote(link.path)).is_file() for link in links if link.path and not link.netloc)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../out", "a/b", ".hidden", "codebook"])

@@ -15,6 +15,7 @@ from PIL import Image
 from iar_study.reporting import site
 from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import check_site, watch, write_index, write_site
+from iar_study.study import published
 from iar_study.study.claims import judge
 from iar_study.study.status import Status
 from iar_study.study.workspace import Workspace
@@ -59,21 +60,34 @@ def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
     page = Page(write_index(tmp_path, CLAIMS).read_text())
     (rows,) = page.under("What holds so far")
     assert rows[0] == ["claim", "verdict", "evidence"]
-    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS]
-    answers = [f"{answer} components" for answer in ANSWERS]
-    assert [row[1] for row in rows[1:]] == [*answers, "not tested balance", "not tested"]
+    assert [row[0] for row in rows[1:]] == [c.name for c in CLAIMS]
+    answers = [*ANSWERS, "not tested", "not tested"]
+    assert [row[1] for row in rows[1:]] == answers
     told = [*(verdict.evidence for verdict in verdicts), "arm 'balanced' was not run", "one generator is built here"]
-    assert [row[2] for row in rows[1:]] == [f"{evidence} Limits: Else none." for evidence in told]
-    links = ["components/index.html#verdicts"] * 5 + ["balance/index.html#verdicts"]
+    assert [row[2] for row in rows[1:]] == told
+    within = [f"#claim-{i + 1}" for i in range(len(CLAIMS))]
+    assert {link[1:] for link in within} <= set(page.ids)
+    for i, (each, evidence) in enumerate(zip(CLAIMS, told, strict=True)):
+        heading = f"{each.name[:1].upper()}{each.name[1:]}: {answers[i]}"
+        words = f"{heading} {each.sentence} ({each.source}) Evidence {evidence} Rule"
+        assert words in page.words
+    links = ["components/index.html"] * 5 + ["balance/index.html"]
     pictures = [address for address in page.addresses if address.endswith(".png")]
     assert pictures == [f"{name}/difference-fd-classifier-2k.png" for name in ("balance", "components")]
     pages = [f"{name}/index.html" for name in ("balance", "balance", "components", "components")]
-    assert [address for address in page.addresses if address not in pictures] == ["data:,", *links, *pages]
+    assert [address for address in page.addresses if address not in pictures] == [
+        *("data:,", published.PAPER_URL),
+        *within,
+        *links,
+        *pages,
+    ]
     marked = Page(rendered(tmp_path / "index.md"))
     assert [row[2] for row in marked.under("What holds so far")[0][1:]] == [row[2] for row in rows[1:]]
     assert {unquote(address) for address in marked.addresses} == {
         *("components/index.md", "balance/index.md"),
         *pictures,
+        *within,
+        published.PAPER_URL,
     }
     assert "not-tested" in " ".join(page.classes)
     for study in ("components", "balance"):
@@ -84,12 +98,12 @@ def test_index_before_any_report_says_that_nothing_is_tested(tmp_path):
     page = Page(write_index(tmp_path, CLAIMS).read_text())
     (rows,) = page.under("What holds so far")
     assert {row[1] for row in rows[1:]} == {"not tested"}
-    evidence = [row[2].partition(" Limits")[0] for row in rows[1:]]
+    evidence = [row[2] for row in rows[1:]]
     assert evidence == ["study components was not run"] * 5 + [
         "study balance was not run",
         "one generator is built here",
     ]
-    assert page.addresses == ["data:,"]
+    assert [address for address in page.addresses if "#" not in address] == ["data:,", published.PAPER_URL]
     assert "No report yet" in page.text
 
 
@@ -100,10 +114,10 @@ def test_index_follows_a_report_that_was_written_again(results, verdicts, tmp_pa
     worse = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
     write_report(worse, tmp_path, judge(CLAIMS, worse))
     (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "contradicted components"
+    assert rows[1][1] == "contradicted"
     # A claim that is no longer made is not told of, though the report still tells of it.
     (rows,) = Page(write_index(tmp_path, CLAIMS[1:]).read_text()).under("What holds so far")
-    assert [row[0] for row in rows[1:]] == [f"{c.sentence} {c.source}" for c in CLAIMS[1:]]
+    assert [row[0] for row in rows[1:]] == [c.name for c in CLAIMS[1:]]
 
 
 def test_index_does_not_deny_a_study_whose_report_is_older_than_the_claim(results, verdicts, tmp_path):
@@ -119,7 +133,7 @@ def test_index_follows_the_study_and_not_a_copy_that_was_put_aside(results, verd
     write_report(old, tmp_path, judge(CLAIMS, old)).parent.rename(tmp_path / "components-old")
     write_report(bare, tmp_path, verdicts)
     (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "supported components"
+    assert rows[1][1] == "supported"
 
 
 def write(store, studies, folder):

@@ -199,7 +199,7 @@ def test_evidence_has_difference_interval_seeds_and_p():
         "p < 0.001 (<0.001 by Holm over 2 arms): better"
     )
     (told,) = judge([claim(Above("fd", 8.0))], found)
-    assert told.evidence == "FD (classifier, 2k) of base minus 8: +1.2 [+0.7032, +1.697], 3 seeds, p = 0.0091"
+    assert told.evidence == "FD (classifier, 2k) minus 8, in base: +1.2 [+0.7032, +1.697], 3 seeds, p = 0.0091"
     (told,) = judge([claim(Exact("decoding", 0))], results(base=1.0, exact={"decoding": 0.0}))
     assert told.evidence == "decoding is off by 0; 0 is allowed"
 

@@ -71,15 +71,16 @@ def test_a_new_study_needs_no_other_file(workspace):
     assert arm_config(study, study.arm("b"), TrialConfig(), 0).train.lr == 1e-3
 
 
-def test_an_arm_scales_whole_numbers_of_the_profile():
+def test_an_arm_scales_numbers_of_the_profile():
     arms = (
         Arm("a", "all"),
         Arm("b", "half", scale={"train.steps": 0.5}),
-        Arm("c", "none", scale={"train.steps": 1e-9}),
+        Arm("c", "none", scale={"train.steps": 1e-9, "train.lr": 0.5}),
     )
     study = Study("mine", "", "", "a", arms, seeded=("seed", "tokenizer.seed"))
     configs = {arm.name: arm_config(study, arm, TrialConfig(), 7) for arm in arms}
     assert {name: config.train.steps for name, config in configs.items()} == {"a": 1000, "b": 500, "c": 1}
+    assert configs["c"].train.lr == TrialConfig().train.lr / 2
     assert all((config.seed, config.tokenizer.seed, config.clustering.seed) == (7, 7, 0) for config in configs.values())
 
 
@@ -98,16 +99,16 @@ def test_clusters_are_counted_from_one_to_as_many_as_codes(profile):
 
 
 @pytest.mark.parametrize("scale", [0.5, (0.5, "train.steps")])
-@pytest.mark.parametrize("key", ["train.lr", "compute.compile", "train.step"])
-def test_what_is_no_whole_number_is_not_scaled(key, scale):
+@pytest.mark.parametrize("key", ["train.decay", "compute.compile", "train.step"])
+def test_what_is_no_number_is_not_scaled(key, scale):
     arm = Arm("a", "", scale={key: scale})
-    with pytest.raises(InputError, match="which is no whole number; "):
+    with pytest.raises(InputError, match="which is no number; "):
         arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
 
 
 def test_nor_is_a_share_taken_of_what_is_none():
     arm = Arm("a", "", scale={"train.steps": (0.5, "tokenizer.codebook")})
-    with pytest.raises(InputError, match=r"which is no whole number; did you mean 'tokenizer\.codebook_size'"):
+    with pytest.raises(InputError, match=r"which is no number; did you mean 'tokenizer\.codebook_size'"):
         arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
 
 
