@@ -7,12 +7,12 @@ right about the cluster alone can promise, and a random other code, from which n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
 
 import numpy as np
-import torch
+from scipy.ndimage import uniform_filter
 from scipy.spatial.distance import cdist
 
 from iar_study.codebook import Codebook, Rearrangement
@@ -122,29 +122,28 @@ def compare_pictures(pictures: np.ndarray, true: np.ndarray) -> dict[str, float]
     2004) is the mean over pictures, by a uniform window of `WINDOW` pixels (in smaller pictures of the largest odd
     number that fits) with reflected borders; the channels count alike.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure  # a second to import
-
     side = min(WINDOW, *true.shape[1:3])
+    side -= 1 - side % 2
     batch = max(1, COMPARED_AT_ONCE // true[0].size)
     errors, similarities = [], []
     for first in range(0, len(true), batch):
         # In float64: a variance is a difference of squares here, and in float32 a grey patch is not quite like itself.
-        ours, theirs = (
-            torch.from_numpy(each[first : first + batch].astype(np.float64)).permute(0, 3, 1, 2)
-            for each in (pictures, true)
-        )
-        errors.append((ours - theirs).square().mean(dim=(1, 2, 3)))
-        similarity = structural_similarity_index_measure(
-            ours,
-            theirs,
-            gaussian_kernel=False,
-            kernel_size=side - 1 + side % 2,
-            data_range=255.0,
-            reduction="none",
-        )
-        similarities.append(cast(torch.Tensor, similarity))  # a tuple only if more is asked for
-    error = max(float(torch.cat(errors).mean()) / 255**2, 10 ** (-LARGEST_PSNR / 10))
-    return {"psnr": float(-10 * np.log10(error)), "ssim": float(torch.cat(similarities).mean())}
+        ours, theirs = (each[first : first + batch].astype(np.float64) for each in (pictures, true))
+        errors.append(np.square(ours - theirs).mean(axis=(1, 2, 3)))
+        similarities.append(_similarity(ours, theirs, side).mean(axis=(1, 2, 3)))
+    error = max(float(np.concatenate(errors).mean()) / 255**2, 10 ** (-LARGEST_PSNR / 10))
+    return {"psnr": float(-10 * np.log10(error)), "ssim": float(np.concatenate(similarities).mean())}
+
+
+def _similarity(a: np.ndarray, b: np.ndarray, side: int) -> np.ndarray:
+    """Return SSIM at every pixel of float64 (n, h, w, c), from means, variances and covariance in its window."""
+    in_window = partial(uniform_filter, size=(1, side, side, 1), mode="mirror")
+    mean_a, mean_b = in_window(a), in_window(b)
+    variances = in_window(a * a) - mean_a**2 + in_window(b * b) - mean_b**2
+    covariance = in_window(a * b) - mean_a * mean_b
+    luminance, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # what keeps the quotients apart from 0 / 0
+    alike = (2 * mean_a * mean_b + luminance) / (mean_a**2 + mean_b**2 + luminance)
+    return alike * (2 * covariance + contrast) / (variances + contrast)
 
 
 def measure_near_codes(
@@ -156,7 +155,7 @@ def measure_near_codes(
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     seed: int,
     *,
-    progress: Callable[[int, int, str], None] | None = None,
+    measured: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> NearCodes:
     """Measure what replacing every token by a near code does to the decoded pictures, at the ranks of `ranks(N)`.
 
@@ -175,7 +174,7 @@ def measure_near_codes(
     arranged : the clusters of the codes.
     extract : uint8 pictures (n, h, w, c) -> features float (n, d) and predicted labels int (n,).
     seed : of the random codes.
-    progress : called with (ways of replacing done, in all, the last one).
+    measured : called with each rank and its metrics, as soon as they are known.
 
     Raises
     ------
@@ -188,9 +187,9 @@ def measure_near_codes(
     if len(arranged.permutation) != size:
         raise InputError(f"the clusters are of {len(arranged.permutation)} codes, the codebook has {size}")
 
-    measured, rng = ranks(size), np.random.default_rng(seed)
-    near = nearest_codes(codebook, measured)
-    replaced = {f"rank {rank}": near[tokens, column] for column, rank in enumerate(measured)}
+    at_ranks, rng = ranks(size), np.random.default_rng(seed)
+    near = nearest_codes(codebook, at_ranks)
+    replaced = {f"rank {rank}": near[tokens, column] for column, rank in enumerate(at_ranks)}
     random_code = random_other_codes(tokens, Rearrangement.identity(size), rng)  # drawn first: whatever the clusters
     replaced |= {"same cluster": random_other_codes(tokens, arranged, rng), "random code": random_code}
 
@@ -212,12 +211,12 @@ def measure_near_codes(
     shown = {"true tokens": true[:SHOWN_PICTURES]}
     for way, others in replaced.items():
         metrics[way], shown[way] = measure(decode(others))
-        if progress:
-            progress(len(metrics), len(replaced), way)
+        if measured and len(metrics) <= len(at_ranks):
+            measured(at_ranks[len(metrics) - 1], metrics[way])
 
-    columns = ("true tokens", *(f"rank {rank}" for rank in _shown(measured, size)), "same cluster", "random code")
+    columns = ("true tokens", *(f"rank {rank}" for rank in _shown(at_ranks, size)), "same cluster", "random code")
     return NearCodes(
-        curve={rank: metrics[f"rank {rank}"] for rank in measured},
+        curve={rank: metrics[f"rank {rank}"] for rank in at_ranks},
         same_cluster=metrics["same cluster"],
         random_code=metrics["random code"],
         tokenizer=measure(originals)[0],

@@ -177,6 +177,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
         raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
     codes, originals = load_codes(shared), images_of(trial.config.data).test
     write_json(folder / "trial.json", describe(trial, codes))
+    journal = Journal(folder / "journal.jsonl")
     look = partial(seen_by, extractor_of(trial.config, shared.classifier), shared.classifier)
     found = measure_near_codes(
         codes.test_tokens[: config.images],
@@ -186,10 +187,8 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
         load_rearrangement(shared.rearrangement),
         lambda pictures: look(pictures)[::2],
         trial.seed,
+        measured=lambda rank, metrics: journal.write(rank, {f"near/{name}": metrics[name] for name in metrics}),
     )
-    journal = Journal(folder / "journal.jsonl")
-    for rank, metrics in found.curve.items():
-        journal.write(rank, {f"near/{name}": value for name, value in metrics.items()})
     save_arrays(folder / "replaced.safetensors", {"replaced": found.pictures}, {"columns": found.columns})
     groups = {
         "near": found.curve[paper_rank(len(codes.codebook))],

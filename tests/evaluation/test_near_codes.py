@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from iar_study.codebook import Codebook, Rearrangement
 from iar_study.errors import InputError
@@ -148,6 +150,20 @@ def test_psnr_is_of_the_mean_error_over_all_pictures():
     assert found["ssim"] == pytest.approx((3 + luminance) / 4)
 
 
+@pytest.mark.parametrize("shape", [(6, 28, 28, 1), (2, 33, 21, 3), (2, 8, 8, 1), (2, 5, 6, 3)])
+def test_similarity_equals_torchmetrics(shape):
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 256, shape, np.uint8)
+    true[0] = 7  # a patch of one grey has no variance
+    changed = np.clip(true + rng.normal(0, 40, shape), 0, 255).astype(np.uint8)
+    ours, theirs = (torch.from_numpy(each.astype(np.float64)).permute(0, 3, 1, 2) for each in (changed, true))
+    side = min(near_codes.WINDOW, *shape[1:3])
+    expected = structural_similarity_index_measure(
+        ours, theirs, gaussian_kernel=False, kernel_size=side - 1 + side % 2, data_range=255.0
+    )
+    assert compare_pictures(changed, true)["ssim"] == pytest.approx(float(expected), abs=1e-9)
+
+
 def test_comparison_does_not_depend_on_how_it_is_parted(monkeypatch):
     ours, theirs = np.random.default_rng(0).integers(0, 256, (2, 9, 12, 12, 3), np.uint8)
     whole = compare_pictures(ours, theirs)
@@ -215,9 +231,9 @@ def test_the_seed_alone_draws_and_the_clusters_leave_the_other_ways_as_they_are(
     assert elsewhere.same_cluster != first.same_cluster
 
 
-def test_pictures_are_in_labelled_columns_and_progress_names_them():
+def test_pictures_are_in_labelled_columns_and_ranks_are_told_as_they_are_measured():
     tokens, calls = draw(), []
-    found = measured(tokens, decode, LEVELS, BLOCKS, extract, seed=0, progress=lambda *call: calls.append(call))
+    found = measured(tokens, decode, LEVELS, BLOCKS, extract, seed=0, measured=lambda *call: calls.append(call))
     assert found.columns == (
         *("true tokens", "rank 1", "rank 2", "rank 4", "rank 16", "rank 32", "rank 63"),
         *("same cluster", "random code"),
@@ -227,8 +243,8 @@ def test_pictures_are_in_labelled_columns_and_progress_names_them():
     near = nearest_codes(LEVELS, [16])[:, 0]
     np.testing.assert_array_equal(found.pictures[:, 0], decode(tokens[:8]))
     np.testing.assert_array_equal(found.pictures[:, 4], decode(near[tokens[:8]]))
-    assert [call[2] for call in calls] == [*(f"rank {rank}" for rank in ranks(SIZE)), "same cluster", "random code"]
-    assert [call[:2] for call in calls] == [(done, 9) for done in range(1, 10)]
+    assert calls == list(found.curve.items())
+    assert [rank for rank, _ in calls] == list(ranks(SIZE))
 
 
 def test_the_least_that_can_be_measured():

@@ -11,6 +11,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, metric_named
 from iar_study.study.claims import (
     Above,
+    Alternative,
     AsGoodAs,
     Best,
     Better,
@@ -204,6 +205,38 @@ def test_evidence_has_difference_interval_seeds_and_p():
     assert told.evidence == "decoding is off by 0; 0 is allowed"
 
 
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ({"base": 9, "iar": 5, "rest": 5}, "stands"),
+        ({"base": 5, "iar": 5, "rest": 9}, "ruled out"),
+        ({"base": 5, "iar": 5, "rest": 5}, "not ruled out"),
+        ({"base": 5, "iar": 5}, "not tested"),
+    ],
+)
+def test_another_explanation_stands_where_its_own_test_says_so(levels, said):
+    """Whatever the claim's own verdict is."""
+    asked = replace(claim(Better("iar", "fd")), alternatives=(Alternative("anything does it", Better("rest", "fd")),))
+    found = results(**levels)
+    (judged,), (by_itself,) = judge([asked], found), judge([claim(Better("rest", "fd"))], found)
+    assert judged.alternatives == (f"anything does it: {said} ({by_itself.evidence})",)
+    assert judge_all([asked], [])[0].alternatives == ()
+
+
+def test_a_verdict_says_at_which_scale_and_by_which_command():
+    scale = {
+        "data set": "digits",
+        "tokenizer": "64 codes",
+        "model": "GPT, 0.03 M weights: 2 layers",
+        "training": "60 steps (0.1 M tokens), learning rate 0.01, cosine decay",
+        "seeds": "0, 1",
+    }
+    found = replace(results(**CLEAR), scale=scale, command="iar-study run made-up")
+    (judged,) = judge([claim(Better("iar", "fd"))], found)
+    told = "profile smoke; digits; 64 codes; GPT, 0.03 M weights; 60 steps (0.1 M tokens); seeds 0, 1"
+    assert (judged.scale, judged.command) == (told, "iar-study run made-up")
+
+
 def test_holm_is_over_the_arms_of_the_study():
     """A difference that decides alone does not among many arms; a pair that is named stays one comparison."""
     base = [3.0, 3.5, 4.0]
@@ -263,7 +296,11 @@ def test_a_committed_claim_names_what_there_is(claim):
         assert isinstance(claim.rule, NotTested)
         return
     study = load_studies(EXPERIMENTS)[claim.study]
-    rule = claim.rule
+    for rule in (claim.rule, *(other.rule for other in claim.alternatives)):
+        names_what_there_is(rule, study)
+
+
+def names_what_there_is(rule, study):
     arms = [getattr(rule, "arm", None), *getattr(rule, "among", ()), *sum(getattr(rule, "pairs", ()), ())]
     if not isinstance(rule, Above):
         arms.append(getattr(rule, "than", None))
