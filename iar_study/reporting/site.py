@@ -88,8 +88,8 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
     found.sort(key=lambda report: report["name"] == "codebook")  # after the studies
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("index.html", "index.md"):
-        path, page = folder / name, templates().get_template(name)
-        text = re.sub(r"\n{3,}", "\n\n", page.render(reports=found, verdicts=verdicts, published=published))
+        path, template = folder / name, templates().get_template(name)
+        text = re.sub(r"\n{3,}", "\n\n", template.render(reports=found, verdicts=verdicts, published=published))
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
     return folder / INDEX

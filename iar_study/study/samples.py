@@ -33,7 +33,7 @@ from iar_study.storage import digest, load_arrays, locked, read_json, save_array
 from iar_study.study.display import Display
 from iar_study.study.measuring import load_classifier
 from iar_study.study.stages import DECODED_AT_ONCE, THREADS, classifier_product, images_of, is_encoded
-from iar_study.study.trial import SAMPLED_AT_ONCE, draw, load_model
+from iar_study.study.trial import SAMPLED_AT_ONCE, draw, load_model, weights_of
 from iar_study.study.workspace import Workspace, is_finished
 
 KEPT_AT_ONCE = 5000
@@ -68,8 +68,7 @@ class FinishedTrial:
         [folder] = found
         if not is_finished(folder):
             raise InputError(f"trial {folder.name} is not finished; run its study again, and it goes on")
-        if not (folder / "weights.safetensors").exists():
-            raise InputError(f"trial {folder.name} has no weights: it diverged, or trained nothing; choose another")
+        weights_of(folder)  # raises where there are none
         described = read_json(folder / "trial.json")
         return cls(folder, described, with_settings(TrialConfig(), described["config"]))
 

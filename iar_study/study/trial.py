@@ -220,11 +220,22 @@ def _sample(trial: Trial, base: Trial, trials: Path) -> None:
     write_json(folder / "result.json", {**of_base, "metrics": metrics})
 
 
+def weights_of(folder: Path) -> Path:
+    """Return the file of a finished trial's weights; raise `InputError` where it has none."""
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        raise InputError(
+            f"trial {folder.name} has no weights here: it diverged, trained nothing, or was imported without them; "
+            f"where they are needed, remove {folder} and run its study again"
+        )
+    return path
+
+
 def load_model(folder: Path, config: TrialConfig, classes: int, grid: int) -> GPT:
     """Return the GPT of a finished trial's folder, in the original order of the codes, on the trial's device."""
     rearrangement = Rearrangement.load(folder / "codebook.safetensors")
     model = GPT(config.model, len(rearrangement.permutation), classes, grid)
-    weights = load_arrays(folder / "weights.safetensors")[0]
+    weights = load_arrays(weights_of(folder))[0]
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return original_order(model, rearrangement).to(config.compute.device).eval()
 
