@@ -39,8 +39,8 @@ bench: $(READY) ## Benchmarks, side by side with named peers
 slow: $(READY) ## The tests that take longer, such as killing a training thirty times
 	@$(BIN)/python -m pytest -q -m "slow and not bench"
 
-report: $(READY) ## Write the committed example anew from its results, and the reports of what was run here
-	@$(BIN)/iar-study report --from reports/example/results.tar.xz -o reports/example
+report: $(READY) ## Write the committed examples anew from their results, and the reports of what was run here
+	@for results in reports/example*/results.tar.xz; do $(BIN)/iar-study report --from $$results -o $$(dirname $$results) || exit; done
 	@test ! -d runs/studies || $(BIN)/iar-study report
 
 lab: $(READY) ## Open the notebooks in JupyterLab

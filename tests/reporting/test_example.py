@@ -1,9 +1,12 @@
-"""The committed report is what the committed results give, byte for byte."""
+"""The committed reports are what the committed results give, byte for byte, and the README tells their verdicts."""
 
+import re
 import shutil
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from iar_study.reporting.site import check_site, write_index
@@ -11,35 +14,61 @@ from iar_study.study.claims import load_claims
 from iar_study.study.export import open_store
 from iar_study.study.workspace import Workspace, studies_run
 
-LOCK = (Path(__file__).parents[2] / "requirements.lock").read_text()
+ROOT = Workspace(Path(__file__).parents[2])
+README = (ROOT.root / "README.md").read_text()
+LOCK = (ROOT.root / "requirements.lock").read_text()
 DRAW = ("matplotlib", "numpy", "pandas", "pillow", "scipy", "seaborn")
 """What draws and counts: the same bytes are promised for the same versions."""
-pytestmark = pytest.mark.skipif(
+locked = pytest.mark.skipif(
     any(f"\n{name}=={version(name)}\n" not in LOCK for name in DRAW), reason="not the versions of requirements.lock"
 )
 
-ROOT = Workspace(Path(__file__).parents[2])
-REPORTS = ROOT.example.parent
+EXAMPLES = sorted(path.parent for path in (ROOT.root / "reports").glob("example*/results.tar.xz"))
+REPORTS = [page.parent for example in EXAMPLES for page in sorted(example.glob("*/results.csv"))]
 
 
 @pytest.fixture(scope="module")
-def store():
-    with open_store(ROOT.example) as store:
-        yield store
+def stores():
+    """Each example -> its store, unpacked once."""
+    with ExitStack() as stack:
+        yield {example: stack.enter_context(open_store(example / "results.tar.xz")) for example in EXAMPLES}
 
 
-@pytest.mark.parametrize("study", sorted(page.parent.name for page in REPORTS.glob("*/results.csv")))
-def test_a_committed_report_is_what_the_committed_results_give(study, store):
-    assert check_site(store, [study], REPORTS, load_claims(ROOT.experiments)) == []
+@locked
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: f"{report.parent.name}/{report.name}")
+def test_a_committed_report_is_what_the_committed_results_give(report, stores):
+    assert check_site(stores[report.parent], [report.name], report.parent, load_claims(ROOT.experiments)) == []
 
 
-def test_the_committed_index_is_that_of_the_committed_reports(store, tmp_path):
-    assert studies_run(store) == sorted(page.parent.name for page in REPORTS.glob("*/results.csv"))
-    copy = shutil.copytree(REPORTS, tmp_path / "example")
+@locked
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_a_committed_index_is_that_of_the_committed_reports(example, stores, tmp_path):
+    assert studies_run(stores[example]) == [report.name for report in REPORTS if report.parent == example]
+    copy = shutil.copytree(example, tmp_path / "example")
     write_index(copy, load_claims(ROOT.experiments))
     for name in ("index.html", "index.md"):
-        assert (copy / name).read_bytes() == (REPORTS / name).read_bytes()
+        assert (copy / name).read_bytes() == (example / name).read_bytes()
 
 
 def test_the_committed_results_are_small_enough_for_a_repository():
-    assert ROOT.example.stat().st_size < 20e6
+    assert sum(path.stat().st_size for path in (ROOT.root / "reports").glob("example*/*.tar.xz")) < 20e6
+
+
+def numbers(text):
+    """The numbers of a text, with as many digits as they are written with."""
+    return re.findall(r"[-+]?\d+(?:\.\d+)?", text.replace("\N{MINUS SIGN}", "-").replace(",", ""))
+
+
+def test_the_readme_tells_the_committed_verdicts():
+    """Every claim has its row, with the verdict, and with no number that the evidence does not have."""
+    found = pd.concat(pd.read_csv(path, keep_default_na=False) for path in ROOT.example.parent.glob("*/verdicts.csv"))
+    told = {row["claim"]: row for row in found.to_dict("records")}
+    rows = re.findall(r"^\| \[(.+?)\]\(reports/example/index\.md#claim-(\d+)\) \| (.+?) \| (.+) \|$", README, re.M)
+    claims = load_claims(ROOT.experiments)
+    assert [(name, int(place)) for name, place, _, _ in rows] == [(c.name, i + 1) for i, c in enumerate(claims)]
+    for name, _, verdict, evidence in rows:
+        assert verdict == told.get(name, {"verdict": "not tested"})["verdict"]
+        said = [float(n) for part in ("evidence", "alternatives") for n in numbers(told.get(name, {}).get(part, ""))]
+        for number in numbers(evidence):
+            decimals = len(number.partition(".")[2])
+            assert any(round(value, decimals) == float(number) for value in said), (name, number)
