@@ -291,12 +291,21 @@ def _scale(
         f"{grid} x {grid} = {grid**2} tokens an image",
         **_quality(about, tokenizers),
         **(replacing if kind == "near-codes" else training),
-        "seeds": ", ".join(map(str, seeds)),
+        "seeds": ", ".join(map(str, seeds)) + _shared_by_seeds(ended),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
         f"{', compiled' if config['compute.compile'] else ''}",
         "code": _each(_code(trial["code"]) for trial in ended),
         "environment": _each(_environment(trial["environment"]) for trial in ended),
     }
+
+
+def _shared_by_seeds(ended: list[dict[str, Any]]) -> str:
+    """Say whether an interval over seeds covers the tokenizer, too."""
+    made = {(trial["config"]["tokenizer.codebook_size"], trial["inputs"]["tokenizer"]) for trial in ended}
+    several = len(made) > len({size for size, _ in made})
+    if len({trial["seed"] for trial in ended}) == 1:
+        return ""
+    return "; another tokenizer for each" if several else "; the same tokenizer for all"
 
 
 def _code(code: dict[str, Any]) -> str:
