@@ -28,7 +28,7 @@ CLAIMS = [
         "The paper gives no number: almost unchanged is here no more than the tokenizer itself changes an image, in "
         "structural similarity. By another yardstick the answer may differ: with a fixed share of pictures that keep "
         "their class, 95%, it turns on that number. The rank is 12 of 16,384 in proportion to the codebook, so that of "
-        "512 codes, and of 1,024, it is the nearest one alone. Tokenizers that were trained here, another one for each seed.",
+        "512 codes, and of 1,024, it is the nearest one alone. Tokenizers that were trained here, one for each seed.",
     ),
     Claim(
         "codes of a cluster look alike",
