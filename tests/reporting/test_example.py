@@ -60,15 +60,20 @@ def numbers(text):
 
 
 def test_the_readme_tells_the_committed_verdicts():
-    """Every claim has its row, with the verdict, and with no number that the evidence does not have."""
+    """Every claim has its row: the verdict, no number that the evidence does not have, the profile and the seeds."""
     found = pd.concat(pd.read_csv(path, keep_default_na=False) for path in ROOT.example.parent.glob("*/verdicts.csv"))
     told = {row["claim"]: row for row in found.to_dict("records")}
-    rows = re.findall(r"^\| \[(.+?)\]\(reports/example/index\.md#claim-(\d+)\) \| (.+?) \| (.+) \|$", README, re.M)
+    untold = {"verdict": "not tested", "evidence": "", "alternatives": "", "scale": ""}
+    cells = r"\[(.+?)\]\(reports/example/index\.md#claim-(\d+)\) \| (.+?) \| (.+?) \| (.*?)"
+    rows = re.findall(rf"^\| {cells} \|$", README, re.MULTILINE)
     claims = load_claims(ROOT.experiments)
-    assert [(name, int(place)) for name, place, _, _ in rows] == [(c.name, i + 1) for i, c in enumerate(claims)]
-    for name, _, verdict, evidence in rows:
-        assert verdict == told.get(name, {"verdict": "not tested"})["verdict"]
-        said = [float(n) for part in ("evidence", "alternatives") for n in numbers(told.get(name, {}).get(part, ""))]
+    assert [(row[0], int(row[1])) for row in rows] == [(claim.name, i + 1) for i, claim in enumerate(claims)]
+    for name, _, verdict, evidence, scale in rows:
+        row = told.get(name, untold)
+        assert verdict == row["verdict"]
+        said = [float(number) for number in numbers(row["evidence"] + row["alternatives"])]
         for number in numbers(evidence):
             decimals = len(number.partition(".")[2])
             assert any(round(value, decimals) == float(number) for value in said), (name, number)
+        run = re.search(r"profile (\w+);.*seeds ([\d, ]+)", row["scale"])
+        assert scale == (f"{run[1]}, {len(run[2].split(','))} seeds" if run else "")
