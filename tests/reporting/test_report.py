@@ -379,6 +379,12 @@ def test_verdicts_csv_holds_what_the_page_tells(report, verdicts):
     assert (first["source"], first["limits"]) == ("ours", "Else none.")
 
 
+def test_a_run_of_one_arm_and_one_seed_has_its_report(build, tmp_path):
+    alone = light(build(arms={"baseline": "token loss alone"}, seeds=(0,)))
+    page = Page(write_report(replace(alone, samples={}, reconstructions={}), tmp_path).read_text())
+    assert "only the baseline baseline was run, so nothing is compared" in page.words
+
+
 def test_a_study_that_tests_no_claim_has_no_verdicts(results, tmp_path):
     path = write_report(replace(light(results), samples={}, reconstructions={}), tmp_path)
     assert not any(
