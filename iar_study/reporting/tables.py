@@ -24,7 +24,16 @@ HEADLINE = {
 """The metrics that the conclusion speaks of, by kind of study; a family stands for its key."""
 
 VERDICT_COLUMNS = (
-    *("claim", "sentence", "study", "verdict", "evidence", "alternatives", "rule", "source", "limits", "scale"),
+    "claim",
+    "sentence",
+    "study",
+    "verdict",
+    "evidence",
+    "alternatives",
+    "rule",
+    "source",
+    "limits",
+    "scale",
     "command",
 )
 """Of `verdict_rows`, in order: what verdicts.csv holds even where a study decides no claim."""

@@ -97,15 +97,18 @@ class Results:
 
     @property
     def scale_in_words(self) -> str:
-        """On what, and how large, in one line: data, codes, model, training, seeds, device."""
-        told = [
-            str(self.scale[key])
-            for key in ("data set", "tokenizer", "model", "training", "computed in")
-            if key in self.scale
-        ]
-        # "GPT, 0.28 M weights: 4 layers, ..." and "1,000 steps of 32 images (1.6 M tokens), learning rate ..."
-        short = [text.partition(", learning rate")[0].partition(":")[0] for text in told]
-        return "; ".join([f"profile {self.profile}", *short, f"seeds {self.scale.get('seeds', '')}"])
+        """On what, and how large, in one line: profile, data, codes, model, training, device, seeds."""
+        told = {key: str(value) for key, value in self.scale.items()}
+        parts = (
+            f"profile {self.profile}",
+            told.get("data set", ""),
+            told.get("tokenizer", ""),
+            told.get("model", "").partition(":")[0],  # its layers, heads and width follow
+            told.get("training", "").partition(", learning rate")[0],
+            told.get("computed in", ""),
+            f"seeds {told.get('seeds', '')}",
+        )
+        return "; ".join(filter(None, parts))
 
     @property
     def compared(self) -> list[str]:
@@ -301,10 +304,10 @@ def _scale(
 
 def _shared_by_seeds(ended: list[dict[str, Any]]) -> str:
     """Say whether an interval over seeds covers the tokenizer, too."""
-    made = {(trial["config"]["tokenizer.codebook_size"], trial["inputs"]["tokenizer"]) for trial in ended}
-    several = len(made) > len({size for size, _ in made})
     if len({trial["seed"] for trial in ended}) == 1:
         return ""
+    made = {(trial["config"]["tokenizer.codebook_size"], trial["inputs"]["tokenizer"]) for trial in ended}
+    several = len(made) > len({size for size, _ in made})
     return "; another tokenizer for each" if several else "; the same tokenizer for all"
 
 

@@ -225,7 +225,7 @@ def test_another_explanation_stands_where_its_own_test_says_so(levels, said):
 
 def test_a_verdict_says_at_which_scale_and_by_which_command():
     scale = {
-        "data set": "digits",
+        "data set": "folder:pictures",
         "tokenizer": "64 codes",
         "model": "GPT, 0.03 M weights: 2 layers",
         "training": "60 steps (0.1 M tokens), learning rate 0.01, cosine decay",
@@ -233,7 +233,7 @@ def test_a_verdict_says_at_which_scale_and_by_which_command():
     }
     found = replace(results(**CLEAR), scale=scale, command="iar-study run made-up")
     (judged,) = judge([claim(Better("iar", "fd"))], found)
-    told = "profile smoke; digits; 64 codes; GPT, 0.03 M weights; 60 steps (0.1 M tokens); seeds 0, 1"
+    told = "profile smoke; folder:pictures; 64 codes; GPT, 0.03 M weights; 60 steps (0.1 M tokens); seeds 0, 1"
     assert (judged.scale, judged.command) == (told, "iar-study run made-up")
 
 

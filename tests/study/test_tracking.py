@@ -379,7 +379,7 @@ def test_sync_fills_in_what_a_store_missed_that_was_down(workspace, monkeypatch,
     write(begin(workspace), 1, 2)
     recorder = make_recorder(workspace)
     recorder.saw(TRIAL)
-    assert "Connection refused" in recorder.close(5)
+    assert "Connection refused" in recorder.close(5)  # it waits as long, and a busy machine needs some of it to connect
     write_manifest(workspace, TRIAL)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert main(["sync"]) == 0
