@@ -28,15 +28,6 @@ _ANSWERS: dict[str, Answer] = {"better": "supported", "worse": "contradicted"}
 """What a finding says of the claim that the arm is better; any other finding: inconclusive."""
 
 
-_STANDS: dict[Answer, str] = {
-    "supported": "stands",
-    "contradicted": "ruled out",
-    "inconclusive": "not ruled out",
-    "not tested": "not tested",
-}
-"""What the answer to its own test says of another explanation."""
-
-
 @dataclass(frozen=True)
 class Better:
     """Supported where the arm's finding against the study's baseline is "better" (see `compare_with_baseline`; Holm
@@ -224,10 +215,39 @@ Rule = Better | AsGoodAs | BetterInEvery | Best | Above | Exact | NotTested
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another explanation of what a claim's test shows, and the test that it would have to pass itself."""
+    """Another explanation of what supports a claim, and what tells of it: arms of the same study, its controls.
+
+    It is ruled out where `ruled_out_by` is supported, a test of the claim's own arm against the control, or `shown_by`
+    contradicted, the claim's test of the control alone. Else it stands where `shown_by` is supported, and is not ruled
+    out otherwise. As all of a claim's alternatives have to be ruled out, each is tested at 5%.
+    """
 
     explanation: str
-    rule: Rule
+    shown_by: Rule | None = None
+    ruled_out_by: Rule | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The tests that there are."""
+        return tuple(rule for rule in (self.ruled_out_by, self.shown_by) if rule)
+
+    def judge(self, verdict: Answer, results: Results) -> str:
+        """Return the explanation, whether it is ruled out, and the numbers, in one line.
+
+        verdict : on the claim; one that is not supported shows nothing that had to be explained.
+        """
+        found = {rule: _answer(rule, results) for rule in self.rules}
+        against, by_itself = (found[rule][0] if rule else None for rule in (self.ruled_out_by, self.shown_by))
+        said = "not ruled out"
+        if verdict != "supported":
+            said = "no effect to explain"
+        elif {against, by_itself} <= {None, "not tested"}:
+            said = "not tested"
+        elif against == "supported" or by_itself == "contradicted":
+            said = "ruled out"
+        elif by_itself == "supported":
+            said = "stands"
+        return f"{self.explanation}: {said} ({'; '.join(numbers for _, numbers in found.values())})"
 
 
 @dataclass(frozen=True)
@@ -256,7 +276,7 @@ class Verdict:
     evidence: str
     """The numbers: difference, 95% interval, seeds; or why there are none."""
     alternatives: tuple[str, ...] = ()
-    """Each other explanation, whether it stands, and the numbers."""
+    """See `Alternative.judge`."""
     scale: str = ""
     """On what, and how large; "" where nothing was run."""
     command: str = ""
@@ -300,11 +320,9 @@ def _verdict(claim: Claim, results: Results | None) -> Verdict:
     if results is None:
         return Verdict(claim, "not tested", f"study {claim.study} was not run")
     answer, evidence = _answer(claim.rule, results)
-    alternatives = []
-    for other in claim.alternatives:
-        stands, numbers = _answer(other.rule, results)
-        alternatives.append(f"{other.explanation}: {_STANDS[stands]} ({numbers})")
-    return Verdict(claim, answer, evidence, tuple(alternatives), results.scale_in_words, results.command)
+    alternatives = tuple(other.judge(answer, results) for other in claim.alternatives)
+    scale = results.data_in_words if isinstance(claim.rule, Exact) else results.scale_in_words
+    return Verdict(claim, answer, evidence, alternatives, scale, results.command)
 
 
 def _answer(rule: Rule, results: Results) -> tuple[Answer, str]:
@@ -343,7 +361,8 @@ def _pair(results: Results, metric: str, arm: str, than: str, family: Sequence[s
     tested = int(table["p"].notna().sum())
     corrected = f" ({p_text(row['p_holm'])} by Holm over {tested} arms)" if tested > 1 and row["p"] >= 0 else ""
     told = f"{arm} minus {than} in {metric_named(key).label}: {_told(results, row, [arm, than])}{corrected}"
-    return row, f"{told}: {row['finding']}"
+    seen = f" (could be seen from {_shown(row['detectable'])})" if row["detectable"] > 0 else ""
+    return row, f"{told}: {row['finding']}{seen if row['finding'] == 'inconclusive' else ''}"
 
 
 def _told(results: Results, found: Mapping[Any, Any] | pd.Series, arms: Sequence[str]) -> str:

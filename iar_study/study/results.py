@@ -96,13 +96,17 @@ class Results:
         return {arm: self.beside.get(arm, self.baseline) for arm in self.arms}
 
     @property
+    def data_in_words(self) -> str:
+        """On what, in one line: profile, data, codes."""
+        parts = (f"profile {self.profile}", self.scale.get("data set"), self.scale.get("tokenizer"))
+        return "; ".join(str(part) for part in parts if part)
+
+    @property
     def scale_in_words(self) -> str:
-        """On what, and how large, in one line: profile, data, codes, model, training, device, seeds."""
+        """On what, and how large, in one line: `data_in_words`, model, training, device, seeds."""
         told = {key: str(value) for key, value in self.scale.items()}
         parts = (
-            f"profile {self.profile}",
-            told.get("data set", ""),
-            told.get("tokenizer", ""),
+            self.data_in_words,
             told.get("model", "").partition(":")[0],  # its layers, heads and width follow
             told.get("training", "").partition(", learning rate")[0],
             told.get("computed in", ""),

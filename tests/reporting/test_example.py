@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from iar_study.reporting.site import check_site, write_index
 from iar_study.study.claims import load_claims
@@ -75,5 +77,31 @@ def test_the_readme_tells_the_committed_verdicts():
         for number in numbers(evidence):
             half = 0.5 * 10 ** -len(number.partition(".")[2])  # of the last digit that is told
             assert any(abs(value - float(number)) <= half + 1e-9 for value in said), (name, number)
-        run = re.search(r"profile (\w+);.*seeds ([\d, ]+)", row["scale"])
-        assert scale == (f"{run[1]}, {len(run[2].split(','))} seeds" if run else "")
+        run = re.search(r"profile (\w+)(?:;.*seeds ([\d, ]+))?", row["scale"])
+        seeds = f"{len(run[2].split(','))} seeds" if run and run[2] else "exact"  # no chance enters
+        assert scale == (f"{run[1]}, {seeds}" if run else "")
+
+
+def differences(example, metrics):
+    """(p, 3): mean and 95% interval of any arm minus any other, in any of these metrics, of an example's studies."""
+    found = []
+    for table in map(pd.read_csv, sorted(example.glob("*/results.csv"))):
+        for _, of_metric in table[table["metric"].isin(metrics)].groupby("metric"):
+            arms = of_metric.pivot(index="seed", columns="arm", values="value").to_numpy()
+            pairs = (arms[:, :, None] - arms[:, None, :]).reshape(len(arms), -1)
+            reach = stats.t.ppf(0.975, len(arms) - 1) * stats.sem(pairs, axis=0)
+            found.append(np.stack([pairs.mean(axis=0), pairs.mean(axis=0) - reach, pairs.mean(axis=0) + reach], axis=1))
+    return np.concatenate(found)
+
+
+def test_the_readme_tells_no_interval_that_is_not_in_the_committed_results():
+    """Nor does its prose: each is counted anew from the tables of the reports."""
+    known = differences(ROOT.example.parent, ["fd/classifier@5k", "val/token_nll", "val/cluster_nll"])
+    prose = " ".join(line.strip() for line in README.splitlines() if not line.startswith("|"))
+    prose = prose.replace("\N{MINUS SIGN}", "-")
+    signed = r"([-+]\d+\.\d+)"
+    said = re.findall(rf"{signed} \[{signed}, {signed}\]", prose)
+    assert said
+    for interval in said:
+        halves = [0.5 * 10 ** -len(number.partition(".")[2]) + 1e-9 for number in interval]
+        assert (abs(known - np.array(interval, float)) <= halves).all(axis=1).any(), interval

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, metric_named
@@ -209,18 +210,48 @@ def test_evidence_has_difference_interval_seeds_and_p():
     ("levels", "said"),
     [
         ({"base": 9, "iar": 5, "rest": 5}, "stands"),
-        ({"base": 5, "iar": 5, "rest": 9}, "ruled out"),
-        ({"base": 5, "iar": 5, "rest": 5}, "not ruled out"),
-        ({"base": 5, "iar": 5}, "not tested"),
+        ({"base": 9, "iar": 5, "rest": 7}, "ruled out"),  # it helps, but does not explain all of it
+        ({"base": 9, "iar": 5, "rest": 9}, "ruled out"),
+        ({"base": 9, "iar": 5, "rest": [4.0, 7.0, 9.5]}, "not ruled out"),
+        ({"base": 9, "iar": 5}, "not tested"),
+        ({"base": 5, "iar": 5, "rest": 9}, "no effect to explain"),
+        ({"base": 5, "iar": 9, "rest": 5}, "no effect to explain"),
     ],
 )
-def test_another_explanation_stands_where_its_own_test_says_so(levels, said):
-    """Whatever the claim's own verdict is."""
-    asked = replace(claim(Better("iar", "fd")), alternatives=(Alternative("anything does it", Better("rest", "fd")),))
+def test_another_explanation_is_ruled_out_where_the_arm_does_better_than_its_control(levels, said):
+    shown_by, ruled_out_by = Better("rest", "fd"), Better("iar", "fd", than="rest")
+    asked = replace(claim(Better("iar", "fd")), alternatives=(Alternative("anything does it", shown_by, ruled_out_by),))
     found = results(**levels)
-    (judged,), (by_itself,) = judge([asked], found), judge([claim(Better("rest", "fd"))], found)
-    assert judged.alternatives == (f"anything does it: {said} ({by_itself.evidence})",)
+    judged, against, by_itself = judge([asked, claim(ruled_out_by, "2"), claim(shown_by, "3")], found)
+    assert judged.alternatives == (f"anything does it: {said} ({against.evidence}; {by_itself.evidence})",)
     assert judge_all([asked], [])[0].alternatives == ()
+
+
+@pytest.mark.parametrize(("rest", "said"), [(5, "stands"), (12, "ruled out"), (9, "not ruled out")])
+def test_another_explanation_without_a_test_against_it_is_told_by_its_own(rest, said):
+    asked = replace(claim(Better("iar", "fd")), alternatives=(Alternative("anything does it", Better("rest", "fd")),))
+    (judged,) = judge([asked], results(base=9, iar=5, rest=rest))
+    assert judged.alternatives[0].startswith(f"anything does it: {said} (")
+
+
+def test_what_no_chance_enters_is_told_without_model_training_and_seeds():
+    found = replace(
+        results(base=1.0, exact={"decoding": 0.0}), scale={"data set": "digits", "model": "GPT", "seeds": "0"}
+    )
+    exact, drawn = judge([claim(Exact("decoding", 0)), claim(Above("fd", 0.5))], found)
+    assert (exact.scale, drawn.scale) == ("profile smoke; digits", "profile smoke; digits; GPT; seeds 0")
+
+
+def test_an_inconclusive_verdict_says_what_its_seeds_could_have_shown():
+    """The smallest difference that a t test at 5% finds in 80% of studies, checked by drawing studies."""
+    found = results(base=[9.0, 9.2, 9.4, 9.1, 9.3], iar=[9.1, 9.0, 9.5, 9.3, 9.1])
+    ((verdict, told),) = [(v.verdict, v.evidence) for v in judge([claim(Better("iar", "fd"))], found)]
+    seen = float(told.rpartition("could be seen from ")[2].rstrip(")"))
+    spread = np.std([0.1, -0.2, 0.1, 0.2, -0.2], ddof=1)
+    drawn = np.random.default_rng(0).normal(seen, spread, (20_000, 5))
+    assert verdict == "inconclusive"
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert "could be seen" not in judge([claim(Better("iar", "fd"))], results(**CLEAR))[0].evidence
 
 
 def test_a_verdict_says_at_which_scale_and_by_which_command():
@@ -296,7 +327,7 @@ def test_a_committed_claim_names_what_there_is(claim):
         assert isinstance(claim.rule, NotTested)
         return
     study = load_studies(EXPERIMENTS)[claim.study]
-    for rule in (claim.rule, *(other.rule for other in claim.alternatives)):
+    for rule in (claim.rule, *(rule for other in claim.alternatives for rule in other.rules)):
         names_what_there_is(rule, study)
 
 
