@@ -353,11 +353,20 @@ def test_verdicts_stand_in_both_pages(report, page, marked, verdicts):
     assert in_markdown[0] == ["claim", "verdict", "evidence", "rule"]
     rows = verdict_rows(verdicts)
     assert shown[1:] == [
-        [f"{r['sentence']} {r['source']}", r["verdict"], f"{r['evidence']} {r['rule']} Limits: {r['limits']}"]
+        [
+            f"{r['claim'][:1].upper()}{r['claim'][1:]} after: {r['sentence']} ({r['source']})",
+            r["verdict"],
+            f"{r['evidence']} {r['rule']} Limits: {r['limits']}",
+        ]
         for r in rows
     ]
     assert in_markdown[1:] == [
-        [f"{r['sentence']} ({r['source']})", r["verdict"], r["evidence"], f"{r['rule']} Limits: {r['limits']}"]
+        [
+            f"{r['claim']}, after: {r['sentence']} ({r['source']})",
+            r["verdict"],
+            r["evidence"],
+            f"{r['rule']} Limits: {r['limits']}",
+        ]
         for r in rows
     ]
     assert "arm 'plain' was not run" in shown[4][2]
