@@ -838,7 +838,7 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from iar_study.study.tracking import check_store, store_uri
+    from iar_study.study.store import check_store, store_uri
     from iar_study.study.workspace import Workspace
 
     workspace = Workspace.find()

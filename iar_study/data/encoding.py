@@ -21,7 +21,7 @@ from PIL import Image
 from iar_study.config import DataConfig
 from iar_study.data.folder import Split, list_folder, read_picture
 from iar_study.data.images import load_images
-from iar_study.data.llamagen_codes import Batch, ExtractedCodes, open_codes, write_codes
+from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import Tokenizer, VQModel, to_float
@@ -168,21 +168,6 @@ def extract_codes(
             step=batch,
             progress=partial(progress, f"encoding {name}") if progress else None,
         )
-    return found
-
-
-def open_splits(folder: Path) -> dict[str, ExtractedCodes]:
-    """Open the codes of `folder`/train and `folder`/test, without reading them.
-
-    Raises `InputError` when one of them is missing or damaged, or when they do not belong together.
-    """
-    found = {name: open_codes(folder / name) for name in ("train", "test")}
-    train, test = (split.index for split in found.values())
-    differing = [key for key in ("tokens", "codebook_size", "classes") if train[key] != test[key]]
-    if "class_names" in train.keys() & test.keys() and train["class_names"] != test["class_names"]:
-        differing.append("class_names")
-    if differing:
-        raise InputError(f"train and test in {folder} differ in {', '.join(differing)}; encode them again, both alike")
     return found
 
 

@@ -97,6 +97,21 @@ def open_codes(folder: Path, check_content: bool = False) -> ExtractedCodes:
     return ExtractedCodes(arrays[CODES], arrays[LABELS], index)
 
 
+def open_splits(folder: Path) -> dict[str, ExtractedCodes]:
+    """Open the codes of `folder`/train and `folder`/test, without reading them.
+
+    Raises `InputError` when one of them is missing or damaged, or when they do not belong together.
+    """
+    found = {name: open_codes(folder / name) for name in ("train", "test")}
+    train, test = (split.index for split in found.values())
+    differing = [key for key in ("tokens", "codebook_size", "classes") if train[key] != test[key]]
+    if "class_names" in train.keys() & test.keys() and train["class_names"] != test["class_names"]:
+        differing.append("class_names")
+    if differing:
+        raise InputError(f"train and test in {folder} differ in {', '.join(differing)}; encode them again, both alike")
+    return found
+
+
 def pack_codes(
     source: Path,
     folder: Path,

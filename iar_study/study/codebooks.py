@@ -28,7 +28,8 @@ from iar_study.evaluation.near_codes import nearest_codes, random_other_codes
 from iar_study.models.vq import to_uint8
 from iar_study.storage import digest, load_arrays, load_metadata, read_json, save_arrays
 from iar_study.study.encoded import Encoded, encoded_of
-from iar_study.study.stages import DECODED_AT_ONCE, THREADS
+from iar_study.study.making import DECODED_AT_ONCE
+from iar_study.study.stages import THREADS
 from iar_study.study.workspace import Workspace, read_manifest
 
 KIND = "codebook"

@@ -73,7 +73,7 @@ def _images(name: str) -> str:
 
 
 def _codes(name: str) -> str:
-    from iar_study.data.encoding import open_splits
+    from iar_study.data.llamagen_codes import open_splits
 
     train, test = open_splits(Path(name.removeprefix("codes:")).expanduser()).values()
     images, augmentations, tokens = train.codes.shape
@@ -91,7 +91,7 @@ def _workspace() -> list[Finding]:
         Finding("workspace", True, str(workspace.root)),
         Finding("disk", free > DISK_NEEDED, f"{free / 1e9:.0f} GB free, {DISK_NEEDED / 1e9:.0f} GB wanted"),
     ]
-    from iar_study.study.tracking import check_store, store_uri
+    from iar_study.study.store import check_store, store_uri
 
     uri = store_uri(workspace)
     try:

@@ -15,7 +15,7 @@ from iar_study.study.stages import NotMade, Shared, Stages, check, stages_of
 from iar_study.study.study import Profile, Study, trial_configs
 from iar_study.study.trial import Trial, trial_of
 from iar_study.study.workspace import Workspace, is_finished, is_running
-from iar_study.training.parallel import check_parallel, n_processes
+from iar_study.training.processes import check_parallel, n_processes
 
 State = Literal["finished", "running", "goes on", "new", "unknown"]
 

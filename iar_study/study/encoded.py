@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from iar_study.config import DataConfig, TrialConfig
-from iar_study.data.encoding import load_tokenizer, open_splits, tokenizer_digest
-from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes
+from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes, open_splits
 from iar_study.errors import InputError
 from iar_study.storage import digest
 
@@ -55,6 +54,8 @@ def is_encoded(config: DataConfig) -> bool:
 @lru_cache(maxsize=2)
 def encoded_of(name: str, checkpoint: str | None) -> Encoded:
     """Open the codes of `codes:PATH` and their tokenizer once per process."""
+    from iar_study.data.encoding import load_tokenizer, tokenizer_digest  # here: it brings torch
+
     folder = Path(name.removeprefix("codes:")).expanduser().absolute()
     splits = open_splits(folder)
     if checkpoint is None:

@@ -26,13 +26,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
 from joblib import cpu_count
 
 from iar_study.config import ComputeConfig
 from iar_study.errors import InputError, nearest
 from iar_study.storage import unwritable
-from iar_study.study.trial import Busy, Trial, run_trial
+from iar_study.study.trial import Busy, Trial
 
 GRACE = 60.0
 """Seconds that a worker that is asked to stop has for its step and its checkpoint."""
@@ -101,6 +100,8 @@ def make_executor(name: str, trials: Path, compute: ComputeConfig, address: str 
 
 def attempt(trial: Trial, trials: Path) -> End:
     """Run or resume a trial in this process and tell how that ended; the log gets the traceback of an error."""
+    from iar_study.study.attempt import run_trial  # here: it brings torch, which who starts trials need not wait for
+
     try:
         return End("trained" if run_trial(trial, trials) else "found")
     except Busy as error:
@@ -174,7 +175,7 @@ class Processes:
         # A fork server that has imported torch starts a worker in no time, and no worker inherits a thread or a lock.
         # It does so while the runner prepares what trials share.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload([__name__, "iar_study.study.attempt"])
         with _environment(WORKER_ENVIRONMENT):
             forkserver.ensure_running()
 
@@ -227,7 +228,9 @@ def visible_gpus() -> list[str]:
     """Return the GPUs of this machine that CUDA_VISIBLE_DEVICES leaves, by the names it knows them by."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return [str(index) for index in range(torch.cuda.device_count())]
+        from torch import cuda
+
+        return [str(index) for index in range(cuda.device_count())]
     return [name.strip() for name in named.split(",") if name.strip()]
 
 

@@ -5,27 +5,34 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from iar_study.config import TrialConfig, flatten, with_settings
+from iar_study.data.images import absent
 from iar_study.errors import InputError
 from iar_study.storage import read_json, unwritable, write_json
 from iar_study.study.display import Display
 from iar_study.study.executors import LOG, Executor, make_executor
-from iar_study.study.stages import check, prepare
-from iar_study.study.study import Profile, Study, trial_configs
-from iar_study.study.tracking import Recorder, check_store, store_uri
-from iar_study.study.trial import Trial, run_trial, trial_of
+from iar_study.study.plan import plural
+from iar_study.study.stages import NotMade, check, prepare, stages_of
+from iar_study.study.store import check_store, holds_finished, store_uri
+from iar_study.study.study import Arm, Profile, Study, trial_configs
+from iar_study.study.trial import Trial, trial_of
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
-from iar_study.training.parallel import check_parallel, first_of, launch, n_processes
+from iar_study.training.processes import check_parallel, n_processes, process_rank
+
+if TYPE_CHECKING:  # torch and MLflow take seconds to import: only where something is to be run or recorded
+    from iar_study.study.tracking import Recorder
+
+T = TypeVar("T")
 
 POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
@@ -64,6 +71,7 @@ def run_study(
     settings: Mapping[str, Any] | None = None,
     executor: str = "processes",
     address: str | None = None,
+    seed_done: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run every trial of `study` at `profile` that is not finished, and record them in MLflow.
 
@@ -76,64 +84,117 @@ def run_study(
     settings : dotted keys that change the profile's config.
     executor : "here", "processes" or "ray"; `address` is that of a Ray cluster. Under `torchrun`, its processes run
         one trial after the other, all together.
+    seed_done : called when all arms of a seed have ended, and others have not: there is something to report.
 
     Raises
     ------
     InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
     """
     base = with_settings(profile.config, settings or {})
-    # Every config is checked before the first stage runs.
     configs = trial_configs(study, base, arms, seeds or profile.seeds)
-    for _, _, config in configs:
-        check(config)
-        check_parallel(config, n_processes())
-    check_store(store_uri(workspace))
-    together = n_processes() > 1
-    if together and executor == "ray":
-        raise InputError("torchrun starts the processes itself; leave --executor ray out")
-    runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
+    display.say(_in_words(study, profile, configs))
     write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
-
-    def prepare_all() -> tuple[list[Trial], set[str]]:
-        """Return the trials, and the hashes of those that are finished."""
-        with _first_to_prepare(workspace, display):
-            trials = [
-                trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update))
-                for arm, seed, config in configs
-            ]
-            # While the lock still keeps `cache --prune` out, which leaves only what a manifest names.
-            write_manifest(trials)
-        return trials, {trial.hash for trial in trials if is_finished(trial.folder(workspace.trials))}
-
-    trials, finished = first_of(launch(base), prepare_all) if together else prepare_all()
+    together = n_processes() > 1
+    trials = None if together else _all_finished(study, base, configs, workspace)
+    if trials is not None and holds_finished(store_uri(workspace), write_manifest(trials)):
+        return Outcome(0, len(trials), {})
+    check_store(store_uri(workspace))
+    if trials is not None:
+        finished = {trial.hash for trial in trials}
+    else:
+        if together and executor == "ray":
+            raise InputError("torchrun starts the processes itself; leave --executor ray out")
+        # First, for it imports torch on the side.
+        runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
+        # Every config is checked before the first stage runs.
+        for _, _, config in configs:
+            check(config)
+            check_parallel(config, n_processes())
+        make = partial(_prepare, study, base, configs, workspace, display, write_manifest)
+        trials, finished = _in_first(base, make) if together else make()
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
     pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
     found = sum(trial.hash in finished for trial in trials)
-    if together and not launch(base).is_global_zero:
+    if process_rank():
         return _run_together(pending, found, workspace)  # the first process tells of it
 
+    from iar_study.study.tracking import Recorder  # here: it brings MLflow
+
     recorder = Recorder(workspace, study, profile, base)
-    for trial in trials:
-        if trial.hash in finished:
-            recorder.ended(trial)
+    _tell_ended(recorder, [trial for trial in trials if trial.hash in finished])
+    outcome = Outcome(0, found, {})
     try:
         with _Progress(pending, workspace, recorder, display):
             if together:
                 outcome = _run_together(pending, found, workspace, recorder)
-            else:
-                outcome = _run_all(pending, found, runs_them, workspace, recorder, display)
+            elif pending:
+                outcome = _run_all(pending, found, runs_them, workspace, recorder, display, seed_done)
     except BaseException:
         recorder.close(STOP_PATIENCE)
         raise
-    for trial in trials:
-        if trial not in pending and trial.hash not in finished:
-            recorder.ended(trial)  # of another arm that is the same trial
+    # Of another arm that is the same trial.
+    _tell_ended(recorder, [trial for trial in trials if trial not in pending and trial.hash not in finished])
     products = [trials[0].shared.tokenizer, trials[0].shared.judging]
     problem = recorder.close(files=[path for path in products if path.parent == workspace.cache])
     write_manifest(trials, recorder)  # now with the ids of all runs
     if problem:
         display.say(f"MLflow lacks some of this ({problem}); nothing is lost: `iar-study sync` fills it in")
     return outcome
+
+
+def _in_words(study: Study, profile: Profile, configs: Sequence[tuple[Arm, int, TrialConfig]]) -> str:
+    arms, seeds = {arm.name for arm, _, _ in configs}, {seed for _, seed, _ in configs}
+    return f"{study.name} at {profile.name}: {plural(len(arms), 'arm')} x {plural(len(seeds), 'seed')}"
+
+
+def _tell_ended(recorder: Recorder, trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        recorder.ended(trial)
+
+
+def _all_finished(
+    study: Study, base: TrialConfig, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
+) -> list[Trial] | None:
+    """Return the trials where all that they share is made and every one has ended; else None. Nothing is made."""
+    trials, frozen = [], replace(workspace, frozen=True)
+    for arm, seed, config in configs:
+        if absent(config.data):
+            return None
+        try:
+            shared = stages_of(config, frozen, lambda *_: None).shared()
+        except (NotMade, InputError):  # of what does not fit, the checks will say more
+            return None
+        trial = trial_of(study, base, arm.name, seed, config, shared)
+        if not is_finished(trial.folder(workspace.trials)):
+            return None
+        trials.append(trial)
+    return trials
+
+
+def _prepare(
+    study: Study,
+    base: TrialConfig,
+    configs: Sequence[tuple[Arm, int, TrialConfig]],
+    workspace: Workspace,
+    display: Display,
+    write_manifest: Callable[[list[Trial]], object],
+) -> tuple[list[Trial], set[str]]:
+    """Make what trials share; return the trials, and the hashes of those that are finished."""
+    with _first_to_prepare(workspace, display):
+        trials = [
+            trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update))
+            for arm, seed, config in configs
+        ]
+        # While the lock still keeps `cache --prune` out, which leaves only what a manifest names.
+        write_manifest(trials)
+    return trials, {trial.hash for trial in trials if is_finished(trial.folder(workspace.trials))}
+
+
+def _in_first(base: TrialConfig, make: Callable[[], T]) -> T:
+    """Return what `make()` gives in the first of the processes that `torchrun` started."""
+    from iar_study.training.parallel import first_of, launch
+
+    return first_of(launch(base), make)
 
 
 @contextmanager
@@ -162,13 +223,13 @@ def _write_manifest(
     workspace: Workspace,
     trials: Sequence[Trial],
     recorder: Recorder | None = None,
-) -> None:
-    """Remember what was asked for: the report of a study shows its last run."""
+) -> list[str]:
+    """Remember what was asked for: the report of a study shows its last run. Return the ids of the trials' runs."""
     path = workspace.studies / f"{study.name}.json"
     # Until the recorder has found a run in the store, it is known from the last time.
     before = read_json(path) if path.exists() else {"trials": []}
     known = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in before["trials"]}
-    manifest = {
+    manifest: dict[str, Any] = {
         "study": study.name,
         "question": study.question,
         "claim": study.claim,
@@ -197,13 +258,22 @@ def _write_manifest(
         "products": sorted({name for trial in trials for name in trial.shared.products}),
         "bases": sorted({trial.base.hash for trial in trials if trial.base}),
     }
-    write_json(path, manifest)
+    if manifest != before:
+        write_json(path, manifest)
+    return [trial["run_id"] for trial in manifest["trials"]]
 
 
 def _run_all(
-    trials: Sequence[Trial], found: int, executor: Executor, workspace: Workspace, recorder: Recorder, display: Display
+    trials: Sequence[Trial],
+    found: int,
+    executor: Executor,
+    workspace: Workspace,
+    recorder: Recorder,
+    display: Display,
+    seed_done: Callable[[], None],
 ) -> Outcome:
     """Run trials to their ends; whatever stops this stops the executor, and all can be resumed."""
+    left = Counter(trial.seed for trial in trials)
     waiting, later = deque(trials), deque[tuple[float, Trial]]()
     running, trained = 0, 0
     attempts: Counter[str] = Counter()
@@ -238,6 +308,9 @@ def _run_all(
                 else:
                     trained += 1
                 recorder.ended(trial)
+                left[trial.seed] -= 1
+                if not left[trial.seed] and left.total():
+                    seed_done()
     except BaseException:
         executor.stop()
         raise
@@ -251,6 +324,8 @@ def _run_together(
 
     An error ends all processes, as `torchrun` expects; the same command goes on from the checkpoints.
     """
+    from iar_study.study.attempt import run_trial
+
     for trial in trials:
         run_trial(trial, workspace.trials)
         if recorder:

@@ -30,10 +30,11 @@ from iar_study.evaluation.metrics import fidelity_key, metric_named
 from iar_study.models.gpt import GPT
 from iar_study.models.vq import Tokenizer, to_uint8
 from iar_study.storage import digest, load_arrays, locked, read_json, save_arrays, unwritable
+from iar_study.study.attempt import SAMPLED_AT_ONCE, draw, load_model, weights_of
 from iar_study.study.display import Display
+from iar_study.study.making import DECODED_AT_ONCE
 from iar_study.study.measuring import load_classifier
-from iar_study.study.stages import DECODED_AT_ONCE, THREADS, classifier_product, images_of, is_encoded
-from iar_study.study.trial import SAMPLED_AT_ONCE, draw, load_model, weights_of
+from iar_study.study.stages import THREADS, classifier_product, images_of, is_encoded
 from iar_study.study.workspace import Workspace, is_finished
 
 KEPT_AT_ONCE = 5000

@@ -2,7 +2,7 @@
 
 Every stage is a pure function of its config and of what the stages before it made; its product is one safetensors
 file in the workspace's cache, named by a digest of just that. So a changed setting or image makes a new product, and
-nothing is ever stale.
+nothing is ever stale. What a product is made from, and what it is called, is told here; `making` makes it.
 
 Images that are encoded already (`codes:PATH`) come with their tokenizer and without pixels: nothing is trained, there
 is nothing to compare samples with, and their codes are read from where they are.
@@ -10,7 +10,6 @@ is nothing to compare samples with, and their codes are read from where they are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -18,32 +17,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from iar_study.codebook import EQUAL_SIZES, Codebook, Rearrangement, cluster_codes
-from iar_study.config import (
-    ClassifierConfig,
-    ClusteringConfig,
-    DataConfig,
-    TokenizerConfig,
-    TrialConfig,
-)
+from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig
 from iar_study.data.codes import Codes
-from iar_study.data.encoding import load_tokenizer, open_splits
 from iar_study.data.images import Images, load_images
-from iar_study.data.llamagen_codes import CODES
+from iar_study.data.llamagen_codes import CODES, open_splits
 from iar_study.errors import InputError
-from iar_study.evaluation.classifier import classify, train_classifier
-from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
-from iar_study.evaluation.fidelity import Reference
-from iar_study.models.patch_vq import PatchVQ
-from iar_study.models.vq import to_uint8
-from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
+from iar_study.storage import digest, load_arrays, load_metadata
 from iar_study.study.encoded import Encoded, check_encoded, encoded_of, is_encoded
-from iar_study.study.measuring import REFERENCE, extractor_of, load_network, measure_pictures, seen_by
 from iar_study.study.workspace import Workspace
-from iar_study.training.objective import check_loss
-from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
+
+# What makes products brings torch and more, which take seconds: it is imported where one is to be made, so that
+# nobody waits for it where all is there.
 
 RECIPE = 4
 """Raise it when a change of code makes the same config give other numbers: caches and trials made before are left."""
@@ -51,14 +36,8 @@ RECIPE = 4
 THREADS = 1
 """CPU threads of a shared stage: fixed, because the bits of a sum depend on it; more do not pay at these sizes."""
 
-COUNTED_AT_ONCE = 2**22
-"""Tokens that are read at a time to count them: 32 MB."""
-
 EXACT_IMAGES = 16
 """Held-out images on which it is seen that rearrangement alone changes nothing."""
-
-DECODED_AT_ONCE = 2**20
-"""Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
 
 Progress = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, detail) is called as a stage goes on."""
@@ -106,6 +85,9 @@ def check(config: TrialConfig, load: bool = True) -> None:
         check_encoded(config)
     else:
         _check_images(config)
+    from iar_study.codebook import EQUAL_SIZES
+    from iar_study.training.objective import check_loss
+
     size = config.tokenizer.codebook_size
     wanted = {"evaluation.clusters": config.evaluation.clusters}
     if config.clustering.strategy in EQUAL_SIZES:
@@ -119,9 +101,16 @@ def check(config: TrialConfig, load: bool = True) -> None:
         raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
     check_loss(config.loss, 1 if config.clustering.strategy == "none" else config.clustering.n_clusters, size)
     if load and config.evaluation.extractor != "classifier":
+        from iar_study.study.measuring import load_network
+
         load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
-    if config.compute.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
+    if config.compute.device == "cuda":
+        from torch import cuda
+
+        if not cuda.is_available():
+            raise InputError(
+                "compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds"
+            )
 
 
 def _check_images(config: TrialConfig) -> None:
@@ -142,7 +131,6 @@ def _check_images(config: TrialConfig) -> None:
 
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
     """Compute, or find in the cache, all that the trial of `config` needs before its own training."""
-    torch.set_num_threads(THREADS)
     return stages_of(config, workspace, progress).shared()
 
 
@@ -174,13 +162,32 @@ class Stages:
     @cached_property
     def rearrangement(self) -> Path:
         """The arm's own clustering."""
-        return _clustering(self.codebook, self.config.clustering, self.workspace, self.progress)
+        return self._clustering(self.config.clustering)
 
     @cached_property
     def judging(self) -> Path:
         """The clustering that every arm is judged by."""
-        judges = ClusteringConfig("balanced", self.config.evaluation.clusters)
-        return _clustering(self.codebook, judges, self.workspace, self.progress)
+        return self._clustering(ClusteringConfig("balanced", self.config.evaluation.clusters))
+
+    def _clustering(self, config: ClusteringConfig) -> Path:
+        if config.strategy == "none":  # no clusters have no order either
+            config = replace(config, n_clusters=1, within="none", between="none")
+        # An order that is none goes without a name: clusterings from before there were any are found.
+        made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
+        path = _product(self.workspace, "clustering", digest(self.codebook), made_of)
+        if not path.exists():
+            from iar_study.study.making import make_clustering
+
+            make_clustering(path, self.codebook, config, self.progress)
+        return path
+
+    def _exactness(self, codes: Codes, tokenizer: Path, codes_digest: str) -> Path:
+        path = _product(self.workspace, "exactness", codes_digest, _digest(self.judging), EXACT_IMAGES)
+        if not path.exists():
+            from iar_study.study.making import make_exactness
+
+            make_exactness(path, codes, tokenizer, self.judging)
+        return path
 
     def shared(self) -> Shared:
         """Return all products, made. In a frozen workspace those that do not tell trials apart may be missing."""
@@ -215,11 +222,21 @@ class _OfImages(Stages):
 
     @cached_property
     def tokenizer(self) -> Path:
-        return _tokenizer(self.images, self.config.tokenizer, self.workspace, self.progress)
+        path = _product(self.workspace, "tokenizer", self.images.digest, asdict(self.config.tokenizer))
+        if not path.exists():
+            from iar_study.study.making import make_tokenizer
+
+            make_tokenizer(path, self.images, self.config.tokenizer, self.progress)
+        return path
 
     @cached_property
     def codes(self) -> Path:
-        return _codes(self.images, self.tokenizer, _digest(self.tokenizer), self.workspace, self.progress)
+        path = _product(self.workspace, "codes", self.images.digest, _digest(self.tokenizer))
+        if not path.exists():
+            from iar_study.study.making import make_codes
+
+            make_codes(path, self.images, self.tokenizer, self.progress)
+        return path
 
     @cached_property
     def classifier(self) -> Path:
@@ -227,7 +244,7 @@ class _OfImages(Stages):
 
     @cached_property
     def loaded(self) -> Codes:
-        return _load_codes(self.codes)
+        return codes_of(self.codes)
 
     @property
     def codebook(self) -> np.ndarray:
@@ -235,14 +252,28 @@ class _OfImages(Stages):
 
     @cached_property
     def reference(self) -> Path:
-        if self.workspace.frozen and self.config.evaluation.extractor != "classifier":
-            raise NotMade("extractor")  # what it sees is known when it is loaded, and its weights might be fetched
-        made_from = (self.images, self.tokenizer, self.loaded, self.classifier, self.judging)
-        return _reference(*made_from, self.config, self.workspace, self.progress)
+        extractor, images = self.config.evaluation.extractor, self.images
+        name, identity = "classifier", None
+        if extractor != "classifier":
+            if self.workspace.frozen:
+                raise NotMade("extractor")  # what it sees is known when it is loaded, and its weights might be fetched
+            from iar_study.study.measuring import load_network
+
+            network = load_network(extractor, self.config.compute.device)
+            name, identity = network.name, network.identity
+        made_from = [_digest(product) for product in (self.tokenizer, self.classifier, self.judging)]
+        count = min(self.config.evaluation.samples, len(images.test))
+        path = _product(self.workspace, "reference", images.digest, made_from, name, identity, count)
+        if not path.exists():
+            from iar_study.study.making import make_reference
+
+            parts = (self.tokenizer, self.loaded, self.classifier, self.judging)
+            make_reference(path, images, *parts, self.config, count, self.progress)
+        return path
 
     @cached_property
     def exactness(self) -> Path:
-        return _exactness(self.loaded, self.tokenizer, _digest(self.codes), self.judging, self.workspace)
+        return self._exactness(self.loaded, self.tokenizer, _digest(self.codes))
 
     def shared(self) -> Shared:
         images, paths = self.images, self._paths()
@@ -277,7 +308,13 @@ class _OfCodes(Stages):
 
     @cached_property
     def codes(self) -> Path:
-        return _use(self.found, self.workspace, self.progress)
+        found = self.found
+        path = _product(self.workspace, "use", found.train.index[CODES]["sha256"], found.tokenizer_digest)
+        if not path.exists():
+            from iar_study.study.making import make_use
+
+            make_use(path, found, self.progress)
+        return path
 
     @property
     def codebook(self) -> np.ndarray:
@@ -294,7 +331,7 @@ class _OfCodes(Stages):
             found.class_names,
             found.codebook,
         )
-        return _exactness(some, found.tokenizer, found.digest, self.judging, self.workspace)
+        return self._exactness(some, found.tokenizer, found.digest)
 
     def shared(self) -> Shared:
         found, paths = self.found, self._paths()
@@ -348,56 +385,13 @@ def _product(workspace: Workspace, kind: str, *key: Any) -> Path:
     return path
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], **metadata: Any) -> None:
-    content = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
-    save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE})
-
-
-def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-
-
-def _tokenizer(images: Images, config: TokenizerConfig, workspace: Workspace, progress: Progress) -> Path:
-    """Train the VQ autoencoder; its header holds PSNR on held-out images, codebook usage and perplexity."""
-    path = _product(workspace, "tokenizer", images.digest, asdict(config))
+def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
+    """Return the classifier of a set of images, made or found in the cache."""
+    path = _product(workspace, "classifier", images.digest, asdict(config))
     if not path.exists():
-        model = train_tokenizer(images.train, config, threads=THREADS, progress=lambda *at: progress("tokenizer", *at))
-        metrics = describe_tokenizer(model, images.test)
-        _save(path, _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
-    return path
+        from iar_study.study.making import make_classifier
 
-
-def _codes(images: Images, tokenizer: Path, tokenizer_digest: str, workspace: Workspace, progress: Progress) -> Path:
-    """Encode both splits; the codebook is kept beside the tokens."""
-    path = _product(workspace, "codes", images.digest, tokenizer_digest)
-    if not path.exists():
-        progress("encoding images", 0, 1, "")
-        model = PatchVQ.load(tokenizer)
-        arrays = {
-            "train_tokens": encode_images(model, images.train),
-            "train_labels": images.train_labels,
-            "test_tokens": encode_images(model, images.test),
-            "test_labels": images.test_labels,
-            "codebook": model.codebook().detach().numpy(),
-        }
-        _save(path, arrays, class_names=images.class_names)
-        progress("encoding images", 1, 1, "")
-    return path
-
-
-def _use(found: Encoded, workspace: Workspace, progress: Progress) -> Path:
-    """Count how often training images use each code; the header holds usage and perplexity, as of a tokenizer."""
-    tokens = found.train.codes
-    path = _product(workspace, "use", found.train.index[CODES]["sha256"], found.tokenizer_digest)
-    if not path.exists():
-        codebook, images = Codebook(found.codebook, "cosine"), max(1, COUNTED_AT_ONCE // math.prod(tokens.shape[1:]))
-        use = np.zeros(len(found.codebook), np.int64)
-        for first in range(0, len(tokens), images):
-            use += codebook.use(tokens[first : first + images])
-            progress("counting codes", min(first + images, len(tokens)), len(tokens), "")
-        share = use[use > 0] / use.sum()
-        metrics = {"usage": float(np.mean(use > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
-        _save(path, {"use": use, "codebook": found.codebook}, metrics=metrics)
+        make_classifier(path, images, config, progress)
     return path
 
 
@@ -409,10 +403,11 @@ def load_codes(shared: Shared) -> Codes:
         tokens = {"train_tokens": train.codes, "test_tokens": test.codes[:, 0]}
         names = tuple(shared.data["class_names"])
         return Codes(**tokens, **labels, class_names=names, codebook=load_codebook(shared))
-    return _load_codes(shared.codes)
+    return codes_of(shared.codes)
 
 
-def _load_codes(path: Path) -> Codes:
+def codes_of(path: Path) -> Codes:
+    """Return the tokens and the codebook of a product `codes`."""
     arrays, metadata = load_arrays(path)
     arrays["train_tokens"] = arrays["train_tokens"][:, None]  # one augmentation
     return Codes(**arrays, class_names=tuple(metadata["class_names"]))
@@ -421,128 +416,3 @@ def _load_codes(path: Path) -> Codes:
 def load_codebook(shared: Shared) -> np.ndarray:
     """Return the codebook vectors, float32 (N, d)."""
     return load_arrays(shared.codes)[0]["codebook"]
-
-
-def decode(shared: Shared, tokens: np.ndarray, device: str) -> np.ndarray:
-    """Return the pictures, uint8 (n, h, w, c), of tokens, int (n, T), in the codebook's original order."""
-    model = load_tokenizer(shared.tokenizer).to(device)
-    grid = math.isqrt(tokens.shape[1])
-    grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
-    parts = grids.split(max(1, DECODED_AT_ONCE // (grid * model.patch) ** 2))
-    return np.concatenate([to_uint8(model.decode_codes(part.to(device))) for part in parts])
-
-
-def facts(shared: Shared) -> dict[str, Any]:
-    """Return what a reader wants to know of the products.
-
-    `tokenizer` : psnr, usage and perplexity on held-out images, or usage and perplexity of the training images where
-    these came encoded. `classifier_accuracy` and `reconstruction`, the samples' metrics measured on reconstructions:
-    None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
-    """
-    measured = shared.codes if shared.folder else shared.tokenizer
-    floor = load_arrays(shared.reference)[1] if shared.reference else None
-    return {
-        "tokenizer": load_arrays(measured)[1]["metrics"],
-        "classifier_accuracy": load_arrays(shared.classifier)[1]["accuracy"] if shared.classifier else None,
-        "reconstruction": floor and floor["metrics"],
-        "exact": load_arrays(shared.exactness)[1]["gaps"],
-    }
-
-
-def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
-    """Train the classifier; its header holds its accuracy on held-out images."""
-    path = _product(workspace, "classifier", images.digest, asdict(config))
-    if not path.exists():
-        model = train_classifier(
-            images.train,
-            images.train_labels,
-            len(images.class_names),
-            config,
-            threads=THREADS,
-            progress=lambda *at: progress("classifier", *at),
-        )
-        accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
-        _save(
-            path,
-            _state(model),
-            config=asdict(config),
-            channels=images.channels,
-            classes=len(images.class_names),
-            accuracy=accuracy,
-        )
-    return path
-
-
-def _reference(
-    images: Images,
-    tokenizer: Path,
-    codes: Codes,
-    classifier: Path,
-    judging: Path,
-    config: TrialConfig,
-    workspace: Workspace,
-    progress: Progress,
-) -> Path:
-    """Measure the held-out images themselves and, as the floor for any sample, their reconstructions."""
-    made_from = [_digest(product) for product in (tokenizer, classifier, judging)]
-    extractor, count = extractor_of(config, classifier), min(config.evaluation.samples, len(images.test))
-    path = _product(workspace, "reference", images.digest, made_from, extractor.name, extractor.identity, count)
-    if not path.exists():
-        progress("reference", 0, 1, "")
-        reference = Reference(seen_by(extractor, classifier, images.test)[0])
-        model, arranged = PatchVQ.load(tokenizer), load_rearrangement(judging)
-        tokens = codes.test_tokens[:count]
-        decoded = decode_tokens(model, tokens)
-        rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), torch.from_numpy(arranged.rows(codes.codebook)))
-        _save(
-            path,
-            {
-                **{REFERENCE + name: array for name, array in reference.arrays().items()},
-                "originals": images.test[:10],
-                "decoded": decoded[:10],
-                "rearranged": rearranged,
-            },
-            metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier),
-        )
-        progress("reference", 1, 1, "")
-    return path
-
-
-def _exactness(codes: Codes, tokenizer: Path, codes_digest: str, judging: Path, workspace: Workspace) -> Path:
-    """See that rearrangement alone changes neither a loss nor a picture."""
-    path = _product(workspace, "exactness", codes_digest, _digest(judging), EXACT_IMAGES)
-    if not path.exists():
-        tokens, labels = codes.test_tokens[:EXACT_IMAGES], codes.test_labels[:EXACT_IMAGES]
-        arranged = load_rearrangement(judging)
-        gaps = {
-            "equivariance": equivariance_gap(tokens, labels, len(codes.class_names), arranged),
-            "decoding": decoding_gap(load_tokenizer(tokenizer), tokens, arranged),
-        }
-        _save(path, {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
-    return path
-
-
-def _clustering(codebook: np.ndarray, config: ClusteringConfig, workspace: Workspace, progress: Progress) -> Path:
-    """Cluster and rearrange the codes; no clusters have no order either."""
-    if config.strategy == "none":
-        config = replace(config, n_clusters=1, within="none", between="none")
-    # An order that is none goes without a name: clusterings from before there were any are found.
-    made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
-    path = _product(workspace, "clustering", digest(codebook), made_of)
-    if not path.exists():
-        what = f"clustering ({config.strategy}, {config.n_clusters})"
-        if config.strategy == "none":
-            arranged = Rearrangement.identity(len(codebook))
-        else:
-            labels = cluster_codes(
-                codebook, config.strategy, config.n_clusters, config.seed, progress=lambda *at: progress(what, *at)
-            )
-            points = Codebook(codebook, "cosine").points
-            arranged = Rearrangement.from_labels(labels, points, within=config.within, between=config.between)
-        _save(path, {"permutation": arranged.permutation, "boundaries": arranged.boundaries}, config=asdict(config))
-    return path
-
-
-def load_rearrangement(path: Path) -> Rearrangement:
-    """Return the rearrangement of a cached clustering."""
-    return Rearrangement.load(path)

@@ -13,17 +13,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -37,13 +34,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError, nearest
 from iar_study.storage import digest, read_json, write_json
+from iar_study.study.store import DATABASES, SERVERS, check_store, shown, store_uri
 from iar_study.study.study import Arm, Profile, Study
 from iar_study.study.workspace import Workspace, is_finished, is_running, read_manifest
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
-
-SERVERS = ("http", "https", "databricks")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -104,56 +99,6 @@ class Key:
     @classmethod
     def of(cls, trial: Named) -> Key:
         return cls(trial.arm, trial.seed, trial.hash)
-
-
-def store_uri(workspace: Workspace) -> str:
-    """Return the tracking store: `MLFLOW_TRACKING_URI`, else SQLite in the workspace."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.store}"
-    if uri.startswith("postgresql:") and find_spec("psycopg2"):
-        # The driver that the extra `postgres` installs; which one SQLAlchemy takes else depends on its version.
-        return uri.replace("postgresql:", "postgresql+psycopg2:", 1)
-    return uri
-
-
-def check_store(uri: str) -> None:
-    """Raise `InputError` for an address that can never be a store, whether or not one is up."""
-    hint = "use http(s)://HOST:PORT of a server, postgresql://USER@HOST/NAME or sqlite:///PATH"
-    told = f"MLFLOW_TRACKING_URI = {_shown(uri)}"
-    scheme = uri.partition(":")[0].partition("+")[0]  # postgresql+psycopg2 names the driver as well
-    if scheme == "file" or (":" not in uri and scheme != "databricks"):
-        raise InputError(f"{told}: MLflow's store of plain files is not supported; {hint}")
-    if scheme not in SERVERS + DATABASES:
-        known = nearest(scheme, [*SERVERS, *DATABASES])
-        raise InputError(f"{told}: no store is called {scheme}:, {known}; {hint}")
-    if scheme not in DATABASES:
-        try:
-            fits = scheme == "databricks" or (bool(urlsplit(uri).hostname) and urlsplit(uri).port != 0)
-        except ValueError:  # a port that is no number
-            fits = False
-        if not fits:
-            raise InputError(f"{told}: it names no server; {hint}")
-        return
-    try:
-        url = make_url(uri)
-        url.get_dialect().import_dbapi()
-    except ImportError as error:
-        install = "pip install 'iar-study[postgres]'" if scheme == "postgresql" else f"pip install {error.name}"
-        raise InputError(f"{told}: its driver {error.name} is not installed; {install}") from error
-    except SQLAlchemyError as error:
-        raise InputError(f"{told}: {_reason(error)}; {hint}") from error
-    if url.database in (None, "", ":memory:"):
-        raise InputError(f"{told}: it names no database; {hint}")
-    path = Path(str(url.database))
-    if scheme == "sqlite" and path.is_file():
-        with open(path, "rb") as file:
-            begins = file.read(16)
-        if begins not in (b"", b"SQLite format 3\0"):
-            raise InputError(f"cannot use the MLflow store {uri}: it is no database; move it away")
-
-
-def _shown(uri: str) -> str:
-    """Return the address without its password."""
-    return re.sub(r"(?<=:)[^:@/]*(?=@)", "***", uri)
 
 
 @contextmanager
@@ -556,7 +501,7 @@ class Recorder:
             except Exception as error:  # whatever it is, no training shall end for it
                 self._tracker = None
                 with self._news:
-                    self._problem = _reason(error)
+                    self._problem = reason(error)
                     if key and act and self._todo.get(key, Tracker.sync) == Tracker.sync:
                         self._todo.pop(key, None)
                         self._todo[key] = act  # at the end: it must not keep the others waiting
@@ -599,7 +544,7 @@ def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
         try:
             tracker = _fill_in_study(workspace, workspace.studies / f"{name}.json")
         except STORE_ERRORS as error:
-            raise StoreError(f"cannot use the MLflow store {_shown(uri)}: {_reason(error)}") from error
+            raise StoreError(f"cannot use the MLflow store {shown(uri)}: {reason(error)}") from error
         filled.studies.append(name)
         filled.runs += tracker.runs
         filled.points += tracker.points
@@ -652,7 +597,7 @@ def _name(metric: str) -> str:
     return metric.replace("@", ":")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return in one line what went wrong: the innermost that MLflow wraps, such as [Errno 111] Connection refused."""
     while isinstance(error, STORE_ERRORS) and (inner := error.__cause__ or error.__context__):
         error = inner

@@ -12,9 +12,8 @@ import torch
 from iar_study.codebook import Rearrangement
 from iar_study.config import ClusteringConfig, TrialConfig, with_settings
 from iar_study.data.codes import Codes
-from iar_study.study import stages
+from iar_study.study.making import make_clustering
 from iar_study.study.study import arm_config, load_profile, load_study
-from iar_study.study.workspace import Workspace
 from iar_study.training.gpt import original_order, train_gpt
 from tests.study.conftest import ROOT
 from tests.training.small import curves, make_codes
@@ -45,8 +44,8 @@ def codes_of(n_codes: int) -> Codes:
 
 
 def clusters(config: ClusteringConfig, codes: Codes, folder: Path) -> Rearrangement:
-    path = stages._clustering(codes.codebook, config, Workspace(folder), lambda *at: None)
-    return stages.load_rearrangement(path)
+    make_clustering(folder / "clustering.safetensors", codes.codebook, config, lambda *at: None)
+    return Rearrangement.load(folder / "clustering.safetensors")
 
 
 def train(study: str, arm: str, folder: Path) -> tuple[dict[int, dict[str, float]], torch.nn.Module]:

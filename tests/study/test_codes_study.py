@@ -12,8 +12,8 @@ from iar_study.storage import read_json
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
 from iar_study.study.runner import run_study
+from iar_study.study.store import store_uri
 from iar_study.study.study import load_profile, load_study
-from iar_study.study.tracking import store_uri
 from iar_study.study.workspace import Workspace
 from tests.study.conftest import encode_digits, make_workspace
 

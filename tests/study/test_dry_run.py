@@ -14,7 +14,7 @@ from PIL import Image
 from iar_study.data import fashion_mnist
 from iar_study.errors import InputError
 from iar_study.reporting.dry_run import dry_run_text
-from iar_study.study import stages
+from iar_study.study import measuring, stages
 from iar_study.study.display import Display
 from iar_study.study.dry_run import DryRun, look
 from iar_study.study.runner import run_study
@@ -232,7 +232,7 @@ def test_no_picture_is_decoded(workspace: Workspace, monkeypatch: pytest.MonkeyP
 
 
 def test_no_large_network_is_loaded(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "load_network", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(measuring, "load_network", lambda *_: pytest.fail("loaded"))
     found = dry(finished, settings={**SMALL, "evaluation.extractor": "inception"})
     assert set(states(found).values()) == {"new"}
     assert [(stage.kind, stage.file) for stage in found.stages if not stage.made] == [("reference", None)]

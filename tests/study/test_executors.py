@@ -25,8 +25,9 @@ from iar_study.study import executors, runner
 from iar_study.study.display import Display
 from iar_study.study.executors import Processes, make_executor, visible_gpus
 from iar_study.study.runner import run_study
+from iar_study.study.store import store_uri
 from iar_study.study.study import load_profile, load_study
-from iar_study.study.tracking import fill_in, store_uri
+from iar_study.study.tracking import fill_in
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
 from tests.study.conftest import make_workspace

@@ -20,8 +20,8 @@ from iar_study.storage import load_arrays
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
 from iar_study.study.runner import run_study
+from iar_study.study.store import store_uri
 from iar_study.study.study import load_profile, load_study
-from iar_study.study.tracking import store_uri
 from iar_study.study.workspace import Workspace
 from iar_study.training.journal import read_journal
 from tests.study.conftest import make_workspace

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, with_settings
 from iar_study.data.encoding import extract_codes, load_tokenizer
 from iar_study.data.images import load_images
@@ -16,8 +17,9 @@ from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, fidelity_key
 from iar_study.models.vq import VQConfig, VQModel, to_uint8
-from iar_study.study import stages
+from iar_study.study import making, stages
 from iar_study.study.doctor import examine
+from iar_study.study.making import decode, facts
 from iar_study.study.study import arm_config, load_profile, load_study
 from iar_study.study.workspace import Workspace
 from tests.study.conftest import ROOT, encode_digits
@@ -51,13 +53,11 @@ def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Wo
     assert set(shared.digests) == {"data", "tokenizer", "codes", "classifier", "rearrangement", "judging"}
     codes, digits = stages.load_codes(shared), load_images(smoke({}).data)
     assert codes.train_tokens.shape == (len(digits.train), 1, 16)
-    tokens = stages.load_tokenizer(shared.tokenizer).encode(
-        torch.from_numpy(digits.test / 127.5 - 1).movedim(3, 1).float()
-    )
+    tokens = load_tokenizer(shared.tokenizer).encode(torch.from_numpy(digits.test / 127.5 - 1).movedim(3, 1).float())
     np.testing.assert_array_equal(codes.test_tokens, tokens.flatten(1))
     assert stages.load_codebook(shared).shape == (64, 8)
-    assert stages.decode(shared, codes.test_tokens, "cpu").shape == digits.test.shape
-    known = stages.facts(shared)
+    assert decode(shared, codes.test_tokens, "cpu").shape == digits.test.shape
+    known = facts(shared)
     assert set(known["tokenizer"]) == {"psnr", "usage", "perplexity"}
     assert set(known["reconstruction"]) == {fidelity_key(family, "classifier", 100) for family in FIDELITY}
     assert known["exact"]["decoding"] == 0
@@ -101,17 +101,17 @@ def test_their_codes_stay_on_the_disk(workspace: Workspace, encoded: dict[str, s
     tokenizer = load_tokenizer(Path(encoded["tokenizer.checkpoint"]))
     np.testing.assert_array_equal(stages.load_codebook(shared), tokenizer.codebook())
     pictures = to_uint8(tokenizer.decode_codes(torch.from_numpy(codes.test_tokens.astype(int)).view(-1, 4, 4)))
-    np.testing.assert_array_equal(stages.decode(shared, codes.test_tokens, "cpu"), pictures)
+    np.testing.assert_array_equal(decode(shared, codes.test_tokens, "cpu"), pictures)
 
 
 def test_their_use_is_counted_a_part_at_a_time(
     workspace: Workspace, encoded: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "COUNTED_AT_ONCE", 1000)
+    monkeypatch.setattr(making, "COUNTED_AT_ONCE", 1000)
     shared = prepare(workspace, encoded)
     counts = np.bincount(np.ravel(stages.load_codes(shared).train_tokens), minlength=64)
     share = counts[counts > 0] / counts.sum()
-    known = stages.facts(shared)
+    known = facts(shared)
     assert known["tokenizer"]["usage"] == np.mean(counts > 0)
     assert known["tokenizer"]["perplexity"] == pytest.approx(np.exp(-np.sum(share * np.log(share))))
     assert (known["classifier_accuracy"], known["reconstruction"]) == (None, None)
@@ -141,7 +141,7 @@ def test_llamagens_tokenizer_decodes_its_codes(workspace: Workspace) -> None:
     shared = prepare(workspace, settings)
     tokens = stages.load_codes(shared).test_tokens[:3]
     expected = to_uint8(model.decode_codes(torch.from_numpy(tokens.astype(int)).view(-1, 4, 4)))
-    np.testing.assert_array_equal(stages.decode(shared, tokens, "cpu"), expected)
+    np.testing.assert_array_equal(decode(shared, tokens, "cpu"), expected)
     assert shared.data["channels"] == 3
 
 
@@ -202,7 +202,7 @@ def test_an_order_makes_another_product_of_the_same_clusters(workspace: Workspac
         prepare(workspace, {**settings, **order})
         for order in ({}, {"clustering.within": "path"}, {"clustering.between": "chain"}, {"clustering.within": "none"})
     ]
-    plain, within, between, again = (stages.load_rearrangement(shared.rearrangement) for shared in found)
+    plain, within, between, again = (Rearrangement.load(shared.rearrangement) for shared in found)
     assert len({shared.digests["rearrangement"] for shared in found}) == 3
     assert found[0].rearrangement == found[3].rearrangement
     assert {shared.judging for shared in found} == {found[0].judging}

@@ -20,8 +20,9 @@ from mlflow import MlflowClient
 
 from iar_study.config import TrialConfig, flatten
 from iar_study.storage import write_json
+from iar_study.study.store import store_uri
 from iar_study.study.study import Arm, Profile, Study
-from iar_study.study.tracking import Key, Recorder, Tracker, store_uri
+from iar_study.study.tracking import Key, Recorder, Tracker
 from iar_study.study.workspace import Workspace
 
 N_PROCESSES = 8

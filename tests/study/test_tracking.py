@@ -15,8 +15,9 @@ from iar_study.cli import main
 from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
 from iar_study.storage import read_json, write_json
+from iar_study.study.store import check_store, store_uri
 from iar_study.study.study import Arm, Profile, Study
-from iar_study.study.tracking import Key, Recorder, Tracker, check_store, store_uri
+from iar_study.study.tracking import Key, Recorder, Tracker
 from iar_study.study.workspace import Workspace
 from iar_study.training.journal import Journal
 from tests.study.conftest import make_workspace
