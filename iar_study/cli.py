@@ -476,11 +476,12 @@ def _dry_run(
 def _run_study(
     arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
 ) -> int:
+    from iar_study.reporting.provisional import Provisional
     from iar_study.study.display import Display
     from iar_study.study.runner import run_study
 
     first = _is_first()
-    with Display(quiet=not first) as display:
+    with Display(quiet=not first) as display, Provisional(study.name, workspace) as write_provisional:
         outcome = run_study(
             study,
             profile,
@@ -491,6 +492,7 @@ def _run_study(
             settings=settings,
             executor=arguments.executor,
             address=arguments.address,
+            seed_done=write_provisional,
         )
     if first:
         print(

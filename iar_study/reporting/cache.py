@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from iar_study.errors import listed
-from iar_study.reporting.plan import aligned, duration
+from iar_study.reporting.plan import aligned
 from iar_study.study.cache import Product, unused
-from iar_study.study.plan import plural, short
+from iar_study.study.plan import duration, plural, short
 
 
 def cache_text(products: Sequence[Product]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from iar_study.reporting.plan import aligned, duration
+from iar_study.reporting.plan import aligned
 from iar_study.study.estimate import Estimate
-from iar_study.study.plan import plural
+from iar_study.study.plan import duration, plural
 from iar_study.study.study import Profile, Study
 
 WIDTH = 118

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from textwrap import wrap
 
 from iar_study.errors import listed
-from iar_study.study.plan import GPUS, Plan, plural, short
+from iar_study.study.plan import GPUS, Plan, duration, hours, plural, short
 
 HEAD = 18
 """Characters of a column's head, which goes on in the next line."""
@@ -31,26 +31,6 @@ def flops(value: float) -> str:
     '2.1e21 FLOPs'
     """
     return f"{value:.1e} FLOPs".replace("e+0", "e").replace("e+", "e")
-
-
-def hours(value: float) -> str:
-    """Return hours as a plain number of two digits or more.
-
-    >>> hours(1530.2), hours(4.21), hours(0.000123)
-    ('1,530', '4.2', '0.00012')
-    """
-    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
-
-
-def duration(value: float) -> str:
-    """Return hours in the unit that fits.
-
-    >>> duration(5000), duration(5.31), duration(0.4), duration(0.001)
-    ('208 days', '5.3 h', '24 min', '3.6 s')
-    """
-    sizes = {"days": 24.0, "h": 1.0, "min": 1 / 60}
-    unit = next((unit for unit, size in sizes.items() if value >= size), "s")
-    return f"{hours(value / sizes.get(unit, 1 / 3600))} {unit}"
 
 
 def _head(plan: Plan) -> list[str]:

@@ -33,6 +33,9 @@ ASSUMED = {
 STARTING = 3.0
 """Seconds that a trial takes besides, to begin and to end: seen at `smoke`, where there is little else."""
 
+SLOWEST = 4
+"""How many times longer than in training an operation takes in evaluation and sampling, at worst."""
+
 LOOKED_AT = 40
 """Newest trials that are looked at: those tell enough of a machine's speed."""
 
@@ -119,11 +122,37 @@ def operations(config: TrialConfig) -> int:
     """Return the operations of a trial: training, evaluation on held-out images and sampling."""
     model, train, evaluation = config.model, config.train, config.evaluation
     size, tokens = config.tokenizer.codebook_size, _tokens(config)
-    recompute = config.parallel.activation_checkpointing
-    training = train.steps * train.batch_size * cost.training_flops(model, size, tokens, recompute)
     evaluated = math.ceil(train.steps / evaluation.every) * evaluation.images
     sampling = _sampling(config, evaluation.sampled_times * evaluation.samples)
-    return training + evaluated * cost.forward_flops(model, size, tokens) + sampling
+    return training_operations(config) + evaluated * cost.forward_flops(model, size, tokens) + sampling
+
+
+def from_first_steps(configs: Sequence[TrialConfig], rate: float, side_by_side: int) -> tuple[float, float]:
+    """Return the least and the most hours that trials take, so many side by side, where training begins at `rate`.
+
+    rate : operations of training that one trial does in a second, as its first steps tell. What comes later, evaluation
+        and sampling, does as many at best, and a `SLOWEST` part of it at worst.
+    """
+    all_of_it = sum(map(operations, configs))
+    later = all_of_it - sum(map(training_operations, configs))
+    slots = max(1, min(side_by_side, len(configs))) * 3600
+    starting = STARTING * len(configs)
+    return (starting + all_of_it / rate) / slots, (starting + (all_of_it + (SLOWEST - 1) * later) / rate) / slots
+
+
+def training_operations(config: TrialConfig) -> int:
+    """Return the operations of a trial's training alone."""
+    return config.train.steps * config.train.batch_size * _of_image(config)
+
+
+def training_rate(config: TrialConfig, tokens_per_second: float) -> float:
+    """Return the operations a second of a trial that trains on so many tokens a second."""
+    return _of_image(config) / _tokens(config) * tokens_per_second
+
+
+def _of_image(config: TrialConfig) -> int:
+    recompute = config.parallel.activation_checkpointing
+    return cost.training_flops(config.model, config.tokenizer.codebook_size, _tokens(config), recompute)
 
 
 def _sampling(config: TrialConfig, samples: int) -> int:

@@ -63,7 +63,12 @@ class End:
 
 
 class Executor(Protocol):
-    """Runs attempts at trials, each in its own place."""
+    """Runs attempts at trials, each in its own place.
+
+    at_once : how many run side by side; 0 where nobody knows.
+    """
+
+    at_once: int
 
     def has_room(self) -> bool:
         """Can one more trial be started now?"""
@@ -134,7 +139,7 @@ class Here:
     """One trial after the other in this process: for debugging, and for trials that take the whole machine."""
 
     def __init__(self, trials: Path) -> None:
-        self.trials = trials
+        self.trials, self.at_once = trials, 1
         self._ended: list[tuple[Trial, End]] = []
 
     def has_room(self) -> bool:
@@ -171,6 +176,7 @@ class Processes:
         self._free: list[str | None] = [None] * max(1, cpu_count() // compute.threads)
         if compute.device == "cuda":
             self._free = [*visible_gpus()]
+        self.at_once = len(self._free)
         self._running: list[_Worker] = []
         # A fork server that has imported torch starts a worker in no time, and no worker inherits a thread or a lock.
         # It does so while the runner prepares what trials share.
@@ -286,7 +292,7 @@ class OnRay:
             import ray
         except ImportError as error:
             raise InputError("executor ray needs Ray: pip install 'iar-study[ray]'") from error
-        self.ray, self.trials = ray, trials
+        self.ray, self.trials, self.at_once = ray, trials, 0
         self._running: dict[Any, Trial] = {}
         self._losses: Counter[str] = Counter()
         address = address or os.environ.get("RAY_ADDRESS") or "auto"

@@ -512,3 +512,37 @@ def short(value: float, unit: str = "") -> str:
     prefix = next((prefix for prefix, size in prefixes.items() if value >= 0.9995 * size), "")
     scaled = value / prefixes.get(prefix, 1)
     return f"{f'{scaled:,.0f}' if scaled >= 99.95 else f'{scaled:.3g}'} {prefix}{unit}".strip()
+
+
+def hours(value: float) -> str:
+    """Return hours as a plain number of two digits or more.
+
+    >>> hours(1530.2), hours(4.21), hours(0.000123)
+    ('1,530', '4.2', '0.00012')
+    """
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+def duration(value: float) -> str:
+    """Return hours in the unit that fits.
+
+    >>> duration(5000), duration(5.31), duration(0.4), duration(0.001)
+    ('208 days', '5.3 h', '24 min', '3.6 s')
+    """
+    sizes = {"days": 24.0, "h": 1.0, "min": 1 / 60}
+    unit = next((unit for unit, size in sizes.items() if value >= size), "s")
+    return f"{hours(value / sizes.get(unit, 1 / 3600))} {unit}"
+
+
+def span(least: float, most: float) -> str:
+    """Return a range of hours in the unit that fits.
+
+    >>> span(0.11, 0.16), span(0.9, 1.3), span(0.1, 0.1)
+    ('6.6 to 9.6 min', '0.9 to 1.3 h', '6 min')
+    """
+    low, high = duration(least), duration(most)
+    if low == high:
+        return low
+    unit = high.partition(" ")[2]
+    size = {"days": 24.0, "h": 1.0, "min": 1 / 60, "s": 1 / 3600}[unit]
+    return f"{hours(least / size)} to {high}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median_low
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +20,9 @@ from iar_study.data.images import absent
 from iar_study.errors import InputError
 from iar_study.storage import read_json, unwritable, write_json
 from iar_study.study.display import Display
+from iar_study.study.estimate import from_first_steps, training_rate
 from iar_study.study.executors import LOG, Executor, make_executor
-from iar_study.study.plan import plural
+from iar_study.study.plan import plural, span
 from iar_study.study.stages import NotMade, check, prepare, stages_of
 from iar_study.study.store import check_store, holds_finished, store_uri
 from iar_study.study.study import Arm, Profile, Study, trial_configs
@@ -124,7 +126,7 @@ def run_study(
     _tell_ended(recorder, [trial for trial in trials if trial.hash in finished])
     outcome = Outcome(0, found, {})
     try:
-        with _Progress(pending, workspace, recorder, display):
+        with _Progress(pending, runs_them.at_once if pending else 0, workspace, recorder, display):
             if together:
                 outcome = _run_together(pending, found, workspace, recorder)
             elif pending:
@@ -351,11 +353,15 @@ def _log_end(trial: Trial, workspace: Workspace, begun: int) -> str:
 class _Progress:
     """While entered, follows the journals of trials: shows how far they are and tells the recorder what has grown."""
 
-    def __init__(self, trials: Sequence[Trial], workspace: Workspace, recorder: Recorder, display: Display) -> None:
-        self.trials, self.recorder, self.display = trials, recorder, display
+    def __init__(
+        self, trials: Sequence[Trial], at_once: int, workspace: Workspace, recorder: Recorder, display: Display
+    ) -> None:
+        self.trials, self.at_once, self.recorder, self.display = trials, at_once, recorder, display
         self.paths = {trial.hash: trial.folder(workspace.trials) / "journal.jsonl" for trial in trials}
         self.sizes = dict.fromkeys(self.paths, 0)
         self.steps = dict.fromkeys(self.paths, 0)
+        self.rates: dict[str, float] = {}
+        self.estimated = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -389,10 +395,31 @@ class _Progress:
             with suppress(ValueError, OSError):  # a damaged journal: its trial says so
                 journal = read_journal(path)
                 self.steps[trial.hash] = journal[-1]["step"] if journal else 0
+                self._time(trial, journal)
                 losses = [p["metrics"]["train/token_nll"] for p in journal if "train/token_nll" in p["metrics"]]
                 told = f", token NLL {losses[-1]:.2f}" if losses else ""
                 news.append(f"{trial.arm}/{trial.seed}: step {self.steps[trial.hash]}{told}")
+        self._estimate()
         total = sum(trial.steps for trial in self.trials)
         if news or not any(self.steps.values()):
             what = {"near-codes": "replacing tokens", "sampling": "sampling"}.get(self.trials[0].kind, "training")
             self.display.update(what, sum(self.steps.values()), total, "; ".join(news))
+
+    def _time(self, trial: Trial, journal: Sequence[Mapping[str, Any]]) -> None:
+        """Keep how many operations a second the trial has done, once it is past its first point, which warms up."""
+        speeds = [point["metrics"].get("speed/tokens_per_second") for point in journal[1:]]
+        if trial.hash not in self.rates and (speed := next(filter(None, speeds), None)):
+            self.rates[trial.hash] = training_rate(trial.config, speed)
+
+    def _estimate(self) -> None:
+        """Say once how long the trials take on this machine, when so many have begun as run side by side."""
+        side_by_side = min(self.at_once, len(self.trials))
+        if self.estimated or not 0 < side_by_side <= len(self.rates):
+            return
+        self.estimated = True
+        rate = median_low(self.rates.values())
+        times = from_first_steps([trial.config for trial in self.trials], rate, side_by_side)
+        self.display.say(
+            f"{plural(len(self.trials), 'trial')}, {side_by_side} at once: about {span(*times)} in all, by their first "
+            f"steps here; longer while other programs use the machine"
+        )

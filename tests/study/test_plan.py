@@ -11,8 +11,8 @@ from PIL import Image
 from iar_study.config import DataConfig, TokenizerConfig, TrainConfig, TrialConfig
 from iar_study.data.llamagen_codes import write_codes
 from iar_study.errors import InputError
-from iar_study.reporting.plan import duration, flops, hours, plan_text
-from iar_study.study.plan import Plan, make_plan, short
+from iar_study.reporting.plan import flops, plan_text
+from iar_study.study.plan import Plan, duration, hours, make_plan, short
 from iar_study.study.study import Arm, Profile, Study, load_profiles, load_studies
 
 ROOT = Path(__file__).parents[2] / "experiments"
