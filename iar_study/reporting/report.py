@@ -154,7 +154,11 @@ def _arms(results: Results) -> list[dict[str, Any]]:
 
 
 def write_report(
-    results: Results, folder: Path, verdicts: Sequence[Verdict] = (), status: Sequence[Status] = ()
+    results: Results,
+    folder: Path,
+    verdicts: Sequence[Verdict] = (),
+    status: Sequence[Status] = (),
+    renews: bool = False,
 ) -> Path:
     """Write `folder/STUDY/` with its pages, figures, tables and numbers; return the path of the HTML page.
 
@@ -163,13 +167,14 @@ def write_report(
     Parameters
     ----------
     verdicts : on the claims that this study tests.
-    status : how far its trials are, where the study still runs: the page then shows it, and renews itself.
+    status : how far its trials are, where some have not ended: the page then says that it is provisional.
+    renews : whether the page loads itself anew in a browser, as while the study runs.
     """
     judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT_COLUMNS))
     return write_pages(
         _target(results, folder),
         "report",
-        _context(results, verdicts) | {"status": status},
+        _context(results, verdicts) | {"status": status, "renews": renews},
         illustrations(results),
         _seen(results),
         {

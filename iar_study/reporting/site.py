@@ -37,11 +37,15 @@ SHOWN = 3
 def write_site(store: Workspace, studies: Sequence[str], folder: Path, claims: Sequence[Claim]) -> Iterator[Path]:
     """Write the reports of studies into `folder`, then its index; yield the path of each page as it is done.
 
+    The report of a study of which some trials have not ended says that it is provisional.
+
     Raises `InputError` for a study without a finished trial.
     """
     for study in studies:
-        results = load_results(store, study)
-        yield write_report(results, folder, judge(claims, results))
+        results, status = load_results(store, study), status_of(store, study)
+        unfinished = [] if all(trial.ended for trial in status) else status
+        renews = any(trial.running for trial in unfinished)
+        yield write_report(results, folder, judge(claims, results), unfinished, renews)
     if (shown := _study_of_codebook(store)) in studies:
         yield write_codebook_page(load_codebook_results(store, shown), folder)
     yield write_index(folder, claims)
@@ -188,11 +192,11 @@ def watch(
             running = () if all(trial.ended for trial in status) else status
             try:
                 results = load_results(store, study)
-                write_report(results, folder, judge(claims, results), running)
+                write_report(results, folder, judge(claims, results), running, renews=bool(running))
             except InputError:
                 if any(trial.ended for trial in status):
                     raise
-                text = templates().get_template("waiting.html").render(study=study, status=status)
+                text = templates().get_template("waiting.html").render(study=study, status=status, renews=True)
                 write_text(folder / study / INDEX, text)
             write_index(folder, claims)
             yield status

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 from iar_study.errors import InputError
 from iar_study.storage import read_json
-from iar_study.study.workspace import Workspace, is_finished, read_manifest
+from iar_study.study.workspace import Workspace, is_finished, is_running, read_manifest
 from iar_study.training.journal import read_journal
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far one trial is: `step` of `steps`, and whether it has ended; `steps` is 0 before it was begun."""
+    """How far one trial is: `step` of `steps`, whether it has ended, and whether a process is at work on it.
+
+    `steps` is 0 before it was begun.
+    """
 
     arm: str
     seed: int
     ended: bool
     step: int
     steps: int
+    running: bool = False
 
 
 def status_of(workspace: Workspace, study: str) -> list[Status]:
@@ -36,5 +40,5 @@ def status_of(workspace: Workspace, study: str) -> list[Status]:
                 steps = read_json(folder / "trial.json")["config"]["train.steps"]
                 journal = read_journal(folder / "journal.jsonl")
                 step = journal[-1]["step"] if journal else 0
-        found.append(Status(trial["arm"], trial["seed"], is_finished(folder), step, steps))
+        found.append(Status(trial["arm"], trial["seed"], is_finished(folder), step, steps, is_running(folder)))
     return found

@@ -491,13 +491,13 @@ def test_only_what_changed_is_drawn_again(results, verdicts, tmp_path, monkeypat
 def test_a_running_study_shows_how_far_it_is_and_renews_itself(results, tmp_path):
     status = [Status("baseline", 0, True, 500, 500), Status(ODD, 1, False, 1234, 5000), Status("iar", 2, False, 0, 0)]
     results = replace(light(results), samples={}, reconstructions={})
-    text = write_report(results, tmp_path, status=status).read_text()
+    text = write_report(results, tmp_path, status=status, renews=True).read_text()
     page = Page(text)
-    (rows,) = page.under("Still running: 1 of 3 trials have ended")
+    (rows,) = page.under("Provisional: 1 of 3 trials have ended")
     assert rows[1:] == [[ODD, "1", "step 1,234 of 5,000"], ["iar", "2", "not begun"]]
     assert 'http-equiv="refresh"' in text
     again = write_report(results, tmp_path).read_text()
-    assert "Still running" not in again
+    assert "Provisional" not in again
     assert "refresh" not in again
 
 

@@ -37,6 +37,7 @@ def bare(results):
 def store(bare, monkeypatch) -> Workspace:
     """A store whose studies are all like the made-up one."""
     monkeypatch.setattr(site, "load_results", lambda store, study: replace(bare, study=study))
+    monkeypatch.setattr(site, "status_of", lambda store, study: [Status("baseline", 0, True, 500, 500)])
     return Workspace(Path("nowhere"))
 
 
@@ -219,6 +220,17 @@ write_index(folder, CLAIMS)
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_report_of_a_study_that_has_not_ended_is_provisional(store, tmp_path, monkeypatch, running):
+    ended, other = Status("baseline", 0, True, 500, 500), Status("iar", 0, False, 40, 500, running)
+    monkeypatch.setattr(site, "status_of", lambda store, study: [ended, other])
+    page, *_ = write_site(store, ["components"], tmp_path, CLAIMS)
+    words = "Provisional: 1 of 2 trials have ended"
+    assert words in Page(page.read_text()).headings
+    assert words in page.with_suffix(".md").read_text()
+    assert ("refresh" in page.read_text()) is running
+
+
 def test_a_watch_follows_until_all_trials_have_ended(store, bare, tmp_path, monkeypatch):
     steps = [
         [Status("baseline", 0, True, 500, 500), Status("iar", 0, False, 40, 500)],
@@ -231,8 +243,8 @@ def test_a_watch_follows_until_all_trials_have_ended(store, bare, tmp_path, monk
     shown = []
     for status in watch(store, "components", tmp_path, CLAIMS, every_s=0.0):
         page = Page((tmp_path / "components" / "index.html").read_text())
-        shown.append((status, [title for title in page.headings if title.startswith("Still")]))
-    running = ["Still running: 1 of 2 trials have ended"]
+        shown.append((status, [title for title in page.headings if title.startswith("Provisional")]))
+    running = ["Provisional: 1 of 2 trials have ended"]
     assert shown == [(steps[0], running), (steps[2], running), (steps[3], [])]
     assert next(looks, None) is None
     # What is left is what a report alone writes.

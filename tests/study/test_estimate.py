@@ -10,7 +10,7 @@ import pytest
 from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.models import cost
 from iar_study.study import estimate as estimates
-from iar_study.study.estimate import ASSUMED, STARTING, estimate, operations
+from iar_study.study.estimate import ASSUMED, SLOWEST, STARTING, estimate, from_first_steps, operations, training_rate
 from iar_study.study.study import Arm, Profile, Study, load_profile, load_profiles, load_studies
 from iar_study.study.workspace import Workspace
 from tests.study.conftest import ROOT
@@ -118,3 +118,16 @@ def test_a_gpu_takes_one_trial_at_a_time(monkeypatch: pytest.MonkeyPatch, worksp
     config = replace(SMOKE.config, compute=replace(SMOKE.config.compute, device="cuda"))
     found = estimate([study({})], Profile("p", "", config, (0, 1)), Workspace(Path(workspace.root)))[1]
     assert (found.side_by_side, found.assumed) == (1, "40% of an H100's peak")
+
+
+def test_the_first_steps_tell_a_range() -> None:
+    config, tokens = SMOKE.config, 16
+    training = 60 * 32 * cost.training_flops(config.model, 64, tokens)
+    rate = training_rate(config, tokens_per_second=60 * 32 * tokens / 10.0)  # all steps in 10 seconds
+    assert rate == pytest.approx(training / 10)
+    later = 10 * (operations(config) / training - 1)
+    times = from_first_steps([config] * 4, rate, side_by_side=2)
+    assert [3600 * hours for hours in times] == pytest.approx(
+        [2 * (STARTING + 10 + later), 2 * (STARTING + 10 + SLOWEST * later)]
+    )
+    assert from_first_steps([config], rate, side_by_side=8)[0] == pytest.approx(times[0] / 2)

@@ -3,9 +3,11 @@
 import json
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -19,10 +21,11 @@ from iar_study.reporting.report import write_report
 from iar_study.storage import load_arrays
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
-from iar_study.study.runner import run_study
-from iar_study.study.store import store_uri
+from iar_study.study.runner import Outcome, run_study
+from iar_study.study.status import status_of
+from iar_study.study.store import holds_finished, store_uri
 from iar_study.study.study import load_profile, load_study
-from iar_study.study.workspace import Workspace
+from iar_study.study.workspace import Workspace, read_manifest
 from iar_study.training.journal import read_journal
 from tests.study.conftest import make_workspace
 
@@ -47,17 +50,70 @@ def run(workspace: Workspace, **changes):
         )
 
 
+ENDED = []
+"""The seeds of the trials that had ended, each time that a seed was told to be done."""
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     workspace = make_workspace(tmp_path_factory.mktemp("workspace"))
+
+    def seed_done():
+        ENDED.append([trial.seed for trial in status_of(workspace, "components") if trial.ended])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return workspace, run(workspace)
+        return workspace, run(workspace, seed_done=seed_done)
 
 
 def test_every_trial_is_run(done):
     _, outcome = done
     assert (outcome.trained, outcome.found, outcome.failed) == (6, 0, {})
+
+
+def test_a_seed_is_done_before_the_next_and_told(done):
+    (ended,) = ENDED
+    assert ended.count(0) == len(ARMS)
+    assert ended.count(1) < len(ARMS)
+
+
+WITHOUT = """
+import json, sys
+from iar_study.study.display import Display
+from iar_study.study.runner import run_study
+from iar_study.study.study import load_profile, load_study
+from iar_study.study.workspace import Workspace
+
+workspace, asked = Workspace.find(), json.loads(sys.argv[1])
+study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+print(run_study(study, profile, workspace, Display(), **asked))
+print({"torch", "mlflow", "lightning_fabric"} & sys.modules.keys())
+"""
+
+
+def test_a_finished_study_is_answered_without_torch_and_mlflow(done):
+    workspace, _ = done
+    asked = json.dumps({"seeds": [0, 1], "arms": ARMS, "settings": SMALL})
+    command = [sys.executable, "-c", WITHOUT, asked]
+    answer = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+    assert answer.stdout == f"{Outcome(0, 6, {})}\nset()\n", answer.stderr
+    assert answer.stderr == "components at smoke: 3 arms x 2 seeds\n"
+
+
+@pytest.mark.parametrize("change", ["lifecycle_stage = 'deleted'", "status = 'KILLED'"])
+def test_a_finished_study_whose_runs_are_not_in_mlflow_as_such_is_recorded_again(done, tmp_path, change):
+    workspace, _ = done
+    runs = [trial["run_id"] for trial in read_manifest(workspace, "components")["trials"]]
+    store = tmp_path / "copy of.db"
+    with closing(sqlite3.connect(workspace.store)) as ours, closing(sqlite3.connect(store)) as copy:
+        ours.backup(copy)
+    assert holds_finished(f"sqlite:///{store}", runs)
+    assert not holds_finished(f"sqlite:///{store}", [*runs, ""])
+    assert not holds_finished(f"sqlite:///{tmp_path / 'none.db'}", runs)
+    assert not holds_finished("http://127.0.0.1:1", runs)
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute(f"UPDATE runs SET {change} WHERE run_uuid = ?", runs[:1])
+    assert not holds_finished(f"sqlite:///{store}", runs)
 
 
 def test_a_second_run_trains_nothing(done):
