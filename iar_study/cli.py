@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -501,10 +502,7 @@ def _run_study(
     for trial, error in outcome.failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
     if first and outcome.trained + outcome.found:
-        from iar_study.reporting.site import write_site
-        from iar_study.study.claims import load_claims
-
-        page, *_ = write_site(workspace, [study.name], workspace.reports, load_claims(workspace.experiments))
+        page, *_ = _write_reports(workspace, [study.name], workspace.reports, workspace)
         print(page)
     return EXIT_FAILED if outcome.failed else 0
 
@@ -624,27 +622,45 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.store:
         studies_run(workspace, name)  # before anything slow is imported
 
-    from iar_study.reporting.site import check_site, watch, write_site
-    from iar_study.study.claims import load_claims
     from iar_study.study.export import open_store
 
-    claims = load_claims(workspace.experiments)
     with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
         studies = studies_run(store, name)
+        if not arguments.check and not arguments.watch:
+            for page in _write_reports(store, studies, folder, workspace):
+                print(page, flush=True)
+            return 0
+        from iar_study.reporting.site import check_site, watch
+        from iar_study.study.claims import load_claims
+
+        claims = load_claims(workspace.experiments)
         if arguments.check:
             found = check_site(store, studies, folder, claims)
             for line in found:
                 print(line)
             print(f"{folder}: {f'{len(found)} files differ' if found else 'every byte is as written anew'}")
             return EXIT_FAILED if found else 0
-        if arguments.watch:
-            for status in watch(store, studies[0], folder, claims, every_s=WATCH_S):
-                ended = sum(trial.ended for trial in status)
-                print(f"{folder / studies[0] / 'index.html'}: {ended} of {len(status)} trials have ended", flush=True)
-            return 0
-        for page in write_site(store, studies, folder, claims):
-            print(page, flush=True)
+        for status in watch(store, studies[0], folder, claims, every_s=WATCH_S):
+            ended = sum(trial.ended for trial in status)
+            print(f"{folder / studies[0] / 'index.html'}: {ended} of {len(status)} trials have ended", flush=True)
     return 0
+
+
+def _write_reports(store: Any, studies: list[str], folder: Any, workspace: Any) -> Iterator[Any]:
+    """Write the reports that are not there as they would be written; yield the pages."""
+    from iar_study.reporting.unchanged import Sources
+
+    sources = Sources(store, workspace.experiments / "claims.py")
+    if (pages := sources.pages_told(studies, folder)) is not None:
+        yield from pages
+        return
+    from joblib import cpu_count
+
+    from iar_study.reporting.site import write_site
+    from iar_study.study.claims import load_claims
+
+    claims = load_claims(workspace.experiments)
+    yield from write_site(store, studies, folder, claims, sources, jobs=cpu_count())
 
 
 def _export(arguments: argparse.Namespace) -> int:

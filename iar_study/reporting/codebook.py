@@ -407,7 +407,7 @@ def _of_all(size: int, shown: int) -> str:
     return f" ({shown:,} of {size:,}, evenly spaced)" if shown < size else ""
 
 
-def write_codebook_page(results: CodebookResults, folder: Path) -> Path:
+def write_codebook_page(results: CodebookResults, folder: Path, made_from: str = "") -> Path:
     """Write `folder/codebook/` with its pages, figures and strategies.csv; return the path of the HTML page.
 
     How, and what becomes of a page that is already there, see `write_pages`.
@@ -422,7 +422,7 @@ def write_codebook_page(results: CodebookResults, folder: Path) -> Path:
     shown = vars(results.neighbours) if results.neighbours else {}
     seen = digest(*arrays, results.metric, *(list(v) if isinstance(v, tuple) else v for v in shown.values()))
     files = {"strategies.csv": results.strategies.to_csv(index=False, lineterminator="\n")}
-    return write_pages(folder / "codebook", "codebook", context, illustrations(results), seen, files)
+    return write_pages(folder / "codebook", "codebook", context, illustrations(results), seen, files, made_from)
 
 
 def _strategy_rows(results: CodebookResults) -> list[dict[str, str]]:

@@ -23,13 +23,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from iar_study.errors import InputError
 from iar_study.evaluation import metrics
 from iar_study.reporting.illustrations import Illustration, save, sizes
+from iar_study.reporting.unchanged import ABOUT, contents
 from iar_study.storage import digest, read_json
 from iar_study.study import codebooks, statistics
 
 GENERATOR = "iar-study"
-
-ABOUT = "report.json"
-"""What a folder remembers: the digest of all that its figures were drawn from."""
 
 
 def write_pages(
@@ -39,6 +37,7 @@ def write_pages(
     figures: Mapping[str, Sequence[Illustration]],
     seen: str,
     files: Mapping[str, str],
+    made_from: str = "",
 ) -> Path:
     """Write the folder `target` with index.html, index.md, figures and files; return the path of the HTML page.
 
@@ -50,6 +49,7 @@ def write_pages(
     figures : the figures of each section.
     seen : digest of all that figures may show.
     files : name -> text of what lies beside the pages.
+    made_from : digest of all that the folder is written from, which it remembers, see `unchanged`.
 
     Raises
     ------
@@ -74,8 +74,10 @@ def write_pages(
         for kind in ("html", "md"):
             text = templates().get_template(f"{template}.{kind}").render({**context, "figures": saved})
             (new / f"index.{kind}").write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
-        for name, text in {**files, ABOUT: as_json({"figures": drawn_from})}.items():
+        for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
+        about = {"figures": drawn_from, "made_from": made_from, "files": contents(new)}
+        (new / ABOUT).write_text(as_json(about), encoding="utf-8")
         _replace(target, new, Path(scratch) / "old")
     return target / "index.html"
 

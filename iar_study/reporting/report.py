@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
@@ -159,6 +160,7 @@ def write_report(
     verdicts: Sequence[Verdict] = (),
     status: Sequence[Status] = (),
     renews: bool = False,
+    made_from: str = "",
 ) -> Path:
     """Write `folder/STUDY/` with its pages, figures, tables and numbers; return the path of the HTML page.
 
@@ -168,6 +170,7 @@ def write_report(
     ----------
     verdicts : on the claims that this study tests.
     status : how far its trials are, where some have not ended: the page then says that it is provisional.
+    made_from : see `write_pages`.
     renews : whether the page loads itself anew in a browser, as while the study runs.
     """
     judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT_COLUMNS))
@@ -183,6 +186,7 @@ def write_report(
             "verdicts.csv": judged.to_csv(index=False, lineterminator="\n"),
             "trials.json": as_json(_origin(results)),
         },
+        made_from,
     )
 
 
@@ -191,7 +195,7 @@ def _seen(results: Results) -> str:
     parts: list[Any] = []
     for name, value in sorted(vars(results).items()):
         if isinstance(value, pd.DataFrame):
-            parts += [name, value.sort_values(list(value.columns)).to_csv(index=False)]
+            parts += [name, list(value.columns), np.sort(pd.util.hash_pandas_object(value, index=False).to_numpy())]
         elif name in ("samples", "reconstructions", "replaced"):
             parts += [name, *(part for key in value for part in (key, value[key]))]
         elif name == "positions":

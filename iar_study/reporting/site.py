@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import unified_diff
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +15,15 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from PIL import Image, UnidentifiedImageError
 
 from iar_study.errors import InputError
 from iar_study.reporting.codebook import write_codebook_page
-from iar_study.reporting.pages import ABOUT, GENERATOR, templates
+from iar_study.reporting.pages import GENERATOR, as_json, templates
 from iar_study.reporting.report import write_report
 from iar_study.reporting.tables import verdict_rows
+from iar_study.reporting.unchanged import ABOUT, CODEBOOK, Sources, index_about, is_unchanged
 from iar_study.storage import write_text
 from iar_study.study import published
 from iar_study.study.claims import Claim, judge, judge_all
@@ -34,21 +37,40 @@ SHOWN = 3
 """Lines of a difference that a check shows of a file."""
 
 
-def write_site(store: Workspace, studies: Sequence[str], folder: Path, claims: Sequence[Claim]) -> Iterator[Path]:
+def write_site(
+    store: Workspace,
+    studies: Sequence[str],
+    folder: Path,
+    claims: Sequence[Claim],
+    sources: Sources | None = None,
+    jobs: int = 1,
+) -> Iterator[Path]:
     """Write the reports of studies into `folder`, then its index; yield the path of each page as it is done.
 
-    The report of a study of which some trials have not ended says that it is provisional.
+    The report of a study of which some trials have not ended says that it is provisional. With `sources`, what was
+    written from the same is left as it is. So many processes, `jobs`, write side by side.
 
     Raises `InputError` for a study without a finished trial.
     """
-    for study in studies:
-        results, status = load_results(store, study), status_of(store, study)
-        unfinished = [] if all(trial.ended for trial in status) else status
-        renews = any(trial.running for trial in unfinished)
-        yield write_report(results, folder, judge(claims, results), unfinished, renews)
+    write = delayed(partial(_write_study, store, folder, claims, sources))
+    yield from Parallel(min(jobs, len(studies)), return_as="generator")(write(study) for study in studies)
     if (shown := _study_of_codebook(store)) in studies:
-        yield write_codebook_page(load_codebook_results(store, shown), folder)
+        made_from = sources.of_codebook(shown) if sources else ""
+        if is_unchanged(folder / CODEBOOK, made_from):
+            yield folder / CODEBOOK / INDEX
+        else:
+            yield write_codebook_page(load_codebook_results(store, shown), folder, made_from)
     yield write_index(folder, claims)
+
+
+def _write_study(store: Workspace, folder: Path, claims: Sequence[Claim], sources: Sources | None, study: str) -> Path:
+    made_from = sources.of(study) if sources else ""
+    if is_unchanged(folder / study, made_from):
+        return folder / study / INDEX
+    results, status = load_results(store, study), status_of(store, study)
+    unfinished = [] if all(trial.ended for trial in status) else status
+    renews = any(trial.running for trial in unfinished)
+    return write_report(results, folder, judge(claims, results), unfinished, renews, made_from)
 
 
 def _study_of_codebook(store: Workspace) -> str:
@@ -96,6 +118,7 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         text = re.sub(r"\n{3,}", "\n\n", template.render(reports=found, verdicts=verdicts, published=published))
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+    write_text(folder / ABOUT, as_json(index_about(folder)))
     return folder / INDEX
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,9 @@ def headline(results: Results) -> list[tuple[Metric, str | None]]:
     return [(metric_named(key or name) if key or name not in FIDELITY else FIDELITY[name], key) for name, key in found]
 
 
+@lru_cache(maxsize=256)
 def comparison(results: Results, key: str) -> pd.DataFrame:
-    """Return `compare_with_baseline` of all arms in one metric."""
+    """Return `compare_with_baseline` of all arms in one metric: computed once, for many places show it."""
     return compare_with_baseline(results.final, key, results.baselines, list(results.arms))
 
 

@@ -17,18 +17,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from iar_study.codebook import STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.analysis import compare_strategies
 from iar_study.codebook.clustering import comparable
-from iar_study.data.encoding import load_tokenizer
 from iar_study.errors import InputError
 from iar_study.evaluation.near_codes import nearest_codes, random_other_codes
-from iar_study.models.vq import to_uint8
 from iar_study.storage import digest, load_arrays, load_metadata, read_json, save_arrays
 from iar_study.study.encoded import Encoded, encoded_of
-from iar_study.study.making import DECODED_AT_ONCE
 from iar_study.study.stages import THREADS
 from iar_study.study.workspace import Workspace, read_manifest
 
@@ -290,6 +286,13 @@ def _find(kind: str, content: str, workspace: Workspace) -> Path | None:
 @contextmanager
 def _decoder(tokenizer: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Give a function of tokens, int (n, T), that returns pictures, uint8 (n, h, w, c), always the same bits."""
+    # Here, not on top: who shows a codebook that was looked at before does not wait for torch.
+    import torch
+
+    from iar_study.data.encoding import load_tokenizer
+    from iar_study.models.vq import to_uint8
+    from iar_study.study.making import DECODED_AT_ONCE
+
     model, threads = load_tokenizer(tokenizer), torch.get_num_threads()
 
     def decode(tokens: np.ndarray) -> np.ndarray:

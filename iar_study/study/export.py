@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays, load_metadata, replacing, save_arrays
-from iar_study.study.codebooks import codebook_product
-from iar_study.study.results import STAGES
 from iar_study.study.workspace import Workspace, is_finished, read_manifest, studies_run
 
 OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetensors", "replaced.safetensors")
@@ -52,6 +50,10 @@ def export(workspace: Workspace, studies: Sequence[str], path: Path, inputs: boo
 
 def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> dict[str, Path]:
     """Return name in the file -> path of all that belongs to a study."""
+    # Here, not on top: to open a file that is there needs neither torch nor pandas.
+    from iar_study.study.codebooks import codebook_product
+    from iar_study.study.results import STAGES
+
     manifest = read_manifest(workspace, study)
     first = min(trial["seed"] for trial in manifest["trials"])
     found = {f"runs/studies/{study}.json": workspace.studies / f"{study}.json"}

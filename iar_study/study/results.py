@@ -29,7 +29,7 @@ STAGES = {"originals": "originals", "decoded": "decoded", "decoded after rearran
 """Of held-out images, what a report calls them -> the array of the product `reference`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # frames and arrays have no plain equality
 class Results:
     """What a study found.
 

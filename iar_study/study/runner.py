@@ -392,7 +392,7 @@ class _Progress:
                 continue
             self.sizes[trial.hash] = size
             self.recorder.saw(trial)
-            with suppress(ValueError, OSError):  # a damaged journal: its trial says so
+            with suppress(InputError, OSError):  # a damaged journal: its trial says so
                 journal = read_journal(path)
                 self.steps[trial.hash] = journal[-1]["step"] if journal else 0
                 self._time(trial, journal)

@@ -10,17 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iar_study.errors import InputError
 from iar_study.storage import unwritable
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines, each {"step", "time_ms", "metrics"}; a torn last line is left out."""
+    """Return the whole lines, each {"step", "time_ms", "metrics"}; a torn last line is left out.
+
+    Raises `InputError` for a line that is damaged.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); remove {path.parent} and run its study again") from error
 
 
 class Journal:

@@ -13,10 +13,11 @@ from PIL import Image
 from iar_study.errors import InputError
 from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
-from iar_study.reporting.pages import ABOUT, markdown
+from iar_study.reporting.pages import markdown
 from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
+from iar_study.reporting.unchanged import ABOUT
 from iar_study.study.claims import Better, judge
 from iar_study.study.status import Status
 from tests.reporting.made_up import (

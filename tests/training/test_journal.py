@@ -1,5 +1,8 @@
 """The journal: append-only, each step once, and a torn last line costs that line alone."""
 
+import pytest
+
+from iar_study.errors import InputError
 from iar_study.training.journal import Journal, read_journal
 
 
@@ -34,3 +37,10 @@ def test_a_torn_last_line_is_dropped_with_a_word(tmp_path, capsys):
 
 def test_no_journal_is_an_empty_one(tmp_path):
     assert read_journal(tmp_path / "none.jsonl") == []
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"step": 1, "time_ms": 1, "metrics": {}}\n\0\0\n')
+    with pytest.raises(InputError, match=r"journal\.jsonl is damaged .* run its study again"):
+        read_journal(path)

@@ -1,0 +1,106 @@
+"""Whether a report is still what would be written: told from its sources, without reading them as results.
+
+A report's folder remembers the digest of all that it was written from and the digest of each of its files. Where both
+are the same, nothing is computed or drawn, and nothing that computes or draws is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from iar_study.errors import InputError
+from iar_study.storage import digest, read_json
+from iar_study.study.status import status_of
+from iar_study.study.workspace import Workspace, read_manifest
+
+ABOUT = "report.json"
+"""What a folder remembers."""
+
+LIBRARIES = ("matplotlib", "seaborn", "numpy", "pandas", "scipy", "pillow", "jinja2")
+
+RECORDS = ("result.json", "trial.json", "journal.jsonl")
+"""The files of a trial that tell all of it; the others follow from the same training."""
+
+CODEBOOK = "codebook"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What reports of a store are written from.
+
+    claims : the file that lists the claims.
+    """
+
+    store: Workspace
+    claims: Path
+
+    @cached_property
+    def writer(self) -> str:
+        """Digest of what writes: the package's code and templates, the claims and the libraries' versions."""
+        package = Path(__file__).parents[1]
+        files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html", ".md", ".css", ".js")]
+        files += [self.claims] if self.claims.exists() else []
+        return digest([_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
+
+    def of(self, study: str) -> str:
+        """Return the digest of what the report of a study is written from; "" where some trials have not ended."""
+        if not all(trial.ended for trial in status_of(self.store, study)):
+            return ""
+        manifest = read_manifest(self.store, study)
+        folders = [self.store.trials / trial["hash"] for trial in manifest["trials"]]
+        records = [_sha256(folder / name) for folder in folders for name in RECORDS if (folder / name).exists()]
+        return digest(self.writer, manifest, records)
+
+    def of_codebook(self, study: str) -> str:
+        """Return the digest of what the page of the codebook is written from, the study's."""
+        made_from = self.of(study)
+        return made_from and digest(CODEBOOK, made_from)
+
+    def pages_told(self, studies: Sequence[str], folder: Path) -> list[Path] | None:
+        """Return the pages that are written of these studies into `folder`, if they and its index are there already."""
+        pages = {study: self.of(study) for study in studies}
+        first, *_ = sorted(
+            (path.stem for path in self.store.studies.glob("*.json")), key=lambda name: (name != "components", name)
+        )
+        if first in studies:
+            pages[CODEBOOK] = self.of_codebook(first)
+        there = all(is_unchanged(folder / page, made_from) for page, made_from in pages.items())
+        if not there or not _is_indexed(folder):
+            return None
+        return [*(folder / page / "index.html" for page in pages), folder / "index.html"]
+
+
+def is_unchanged(folder: Path, made_from: str) -> bool:
+    """Whether the folder was written from just this, and no file of it was changed since."""
+    try:
+        about = read_json(folder / ABOUT)
+        return bool(made_from) and about["made_from"] == made_from and about["files"] == contents(folder)
+    except (InputError, OSError, KeyError, TypeError):
+        return False
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return file -> SHA-256 (hex), of all that lies in the folder but what it remembers."""
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != ABOUT}
+
+
+def index_about(folder: Path) -> dict[str, object]:
+    """Return what the index remembers: its own files and the reports it leads to."""
+    files = {name: _sha256(folder / name) for name in ("index.html", "index.md")}
+    return {"files": files, "reports": sorted(page.parent.name for page in folder.glob(f"*/{ABOUT}"))}
+
+
+def _is_indexed(folder: Path) -> bool:
+    try:
+        return read_json(folder / ABOUT) == index_about(folder)
+    except (InputError, OSError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
