@@ -1,10 +1,12 @@
 """A training that is killed again and again ends with the bits of the undisturbed one, and loses no point."""
 
 import multiprocessing
+import os
 import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,21 @@ from tests.training.small import curves, main, weights
 SETTINGS = ["train.steps=400", "train.checkpoint_every=20", "train.log_every=10", "evaluation.every=50"]
 
 
-def start(folder: Path, *settings: str) -> multiprocessing.Process:
-    """A process that is forked with all imported, so that it trains at once."""
+def start(folder: Path, *settings: str, at_sigint: Any = signal.default_int_handler) -> multiprocessing.Process:
+    """A process that is forked with all imported, so that it trains at once.
+
+    at_sigint : its handler; whoever runs the tests may ignore SIGINT, which a child inherits.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.small"])
-    process = context.Process(target=main, args=(folder, *SETTINGS, *settings))
+    process = context.Process(target=train, args=(folder, at_sigint, *SETTINGS, *settings))
     process.start()
     return process
+
+
+def train(folder: Path, at_sigint: Any, *settings: str) -> None:
+    signal.signal(signal.SIGINT, at_sigint)
+    main(folder, *settings)
 
 
 def until_writing(folder: Path) -> bool:
@@ -85,8 +95,21 @@ def test_a_stop_saves_first_and_tells_by_its_exit_code(number, code, tmp_path, u
     process = start(tmp_path, "train.checkpoint_every=1000")  # none but the one at the stop
     while len(curves(tmp_path)) < 3:
         assert process.is_alive()
-    multiprocessing.process.os.kill(process.pid, number)
+    os.kill(process.pid, number)
     process.join()
     assert process.exitcode == (code if number == signal.SIGTERM else 1)  # Python's own code for KeyboardInterrupt
+    (saved,) = (int(path.stem) for path in tmp_path.glob("checkpoints/*.json"))
+    assert saved >= curves(tmp_path)[-1][0]
+
+
+def test_where_sigint_is_ignored_it_stays_so_and_sigterm_stops(tmp_path):
+    """As under nohup, or in the background of a script: whoever started it so does not want it to hear Ctrl-C."""
+    process = start(tmp_path, "train.checkpoint_every=1000", at_sigint=signal.SIG_IGN)
+    for number, points in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
+        while len(curves(tmp_path)) < points:
+            assert process.is_alive()
+        os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
     (saved,) = (int(path.stem) for path in tmp_path.glob("checkpoints/*.json"))
     assert saved >= curves(tmp_path)[-1][0]
