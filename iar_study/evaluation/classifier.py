@@ -1,22 +1,16 @@
 """A small classifier of the study's own images: the Frechet distance of samples is measured in its features.
 
 FID's Inception network wants 299-pixel photographs and weights from elsewhere. A classifier trained on the very images
-of the study sees what matters in them, and trains in half a minute on a CPU.
+of the study sees what matters in them. `training.classifier` trains it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from iar_study.config import ClassifierConfig
-from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
 from iar_study.models.vq import to_float
 
@@ -25,9 +19,6 @@ FEATURES = 64
 
 POOLED = 4
 """Side of the grid that the last feature map is averaged to: some sense of place stays, and any image size fits."""
-
-REPORT_EVERY = 20
-"""Steps between two calls of `progress`."""
 
 
 class Classifier(nn.Module):
@@ -75,60 +66,11 @@ def _convolution(n_in: int, n_out: int, stride: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(n_out), nn.ReLU()]
 
 
-def train_classifier(
-    images: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    config: ClassifierConfig,
-    *,
-    threads: int,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Classifier:
-    """Train by cross-entropy with AdamW and a one-cycle learning rate.
-
-    The bits of the result depend on (images, labels, config, threads) and the machine alone. Sets torch's seed and its
-    number of threads for the process.
-
-    Parameters
-    ----------
-    images, labels : uint8 (n, side, side, channels) and int64 (n,), each label in [0, n_classes).
-    threads : CPU threads.
-    progress : called with (steps done, steps in all, detail).
-
-    Raises
-    ------
-    InputError : images, labels and config do not fit together, or the loss is no longer finite.
-    """
-    if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= n_classes:
-        raise InputError(f"expected {len(images)} labels from 0 to {n_classes - 1}, got an array {labels.shape}")
-    if config.batch_size < 2:
-        raise InputError("classifier.batch_size = 1 is too small for batch normalisation; take 2 or more")
-    torch.set_num_threads(threads)
-    torch.manual_seed(config.seed)
-    model = Classifier(config, images.shape[-1], n_classes).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.05, fused=True)
-    schedule = OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.2, cycle_momentum=False)
-    for step in range(config.steps):
-        batch = batch_indices(len(images), config.batch_size, step, config.seed)
-        loss = F.cross_entropy(model(to_float(images[batch])), torch.from_numpy(labels[batch]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        done = step + 1
-        if done % REPORT_EVERY == 0 or done == config.steps:
-            if not math.isfinite(float(loss.detach())):
-                raise InputError(f"the classifier's loss is not finite at step {done}; lower classifier.lr")
-            if progress:
-                progress(done, config.steps, f"loss {float(loss.detach()):.4f}")
-    return model.eval()
-
-
 @torch.no_grad()
 def classify(model: Classifier, images: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """Return (features float32 (n, FEATURES), predicted labels int64 (n,)) of uint8 images (n, H, W, C).
 
-    The model must be in evaluation mode, as `train_classifier` returns it.
+    The model must be in evaluation mode, as `training.classifier` returns it.
     """
     features = torch.cat([model.features(to_float(images[i : i + batch])) for i in range(0, len(images), batch)])
     return features.numpy(), model.head(features).argmax(dim=1).numpy()

@@ -6,6 +6,9 @@ Each returns nothing and is called where the product is not there yet; `path` is
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from iar_study.config import ClassifierConfig, ClusteringConfig, TokenizerConfig
 from iar_study.data.codes import Codes
 from iar_study.data.encoding import load_tokenizer
 from iar_study.data.images import Images
-from iar_study.evaluation.classifier import classify, train_classifier
+from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
 from iar_study.evaluation.fidelity import Reference
 from iar_study.models.patch_vq import PatchVQ
@@ -27,6 +30,7 @@ from iar_study.storage import digest, load_arrays, save_arrays
 from iar_study.study.encoded import Encoded
 from iar_study.study.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
 from iar_study.study.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared
+from iar_study.training.classifier import train_classifier
 from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
 
 COUNTED_AT_ONCE = 2**22
@@ -41,15 +45,26 @@ def _save(path: Path, arrays: dict[str, np.ndarray], **metadata: Any) -> None:
     save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE})
 
 
+@contextmanager
+def _kept(path: Path) -> Iterator[Path]:
+    """Give the folder that keeps what is done of a product, until it is whole."""
+    folder = path.with_name(f".{path.stem}.progress")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
 def make_tokenizer(path: Path, images: Images, config: TokenizerConfig, progress: Progress) -> None:
     """Train the VQ autoencoder; its header holds PSNR on held-out images, codebook usage and perplexity."""
-    model = train_tokenizer(images.train, config, threads=THREADS, progress=lambda *at: progress("tokenizer", *at))
-    metrics = describe_tokenizer(model, images.test)
-    _save(path, _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
+    with _kept(path) as folder:
+        model = train_tokenizer(
+            images.train, config, threads=THREADS, folder=folder, progress=lambda *at: progress("tokenizer", *at)
+        )
+        metrics = describe_tokenizer(model, images.test)
+        _save(path, _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
 
 
 def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) -> None:
@@ -83,23 +98,25 @@ def make_use(path: Path, found: Encoded, progress: Progress) -> None:
 
 def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
     """Train the classifier; its header holds its accuracy on held-out images."""
-    model = train_classifier(
-        images.train,
-        images.train_labels,
-        len(images.class_names),
-        config,
-        threads=THREADS,
-        progress=lambda *at: progress("classifier", *at),
-    )
-    accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
-    _save(
-        path,
-        _state(model),
-        config=asdict(config),
-        channels=images.channels,
-        classes=len(images.class_names),
-        accuracy=accuracy,
-    )
+    with _kept(path) as folder:
+        model = train_classifier(
+            images.train,
+            images.train_labels,
+            len(images.class_names),
+            config,
+            threads=THREADS,
+            folder=folder,
+            progress=lambda *at: progress("classifier", *at),
+        )
+        accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
+        _save(
+            path,
+            _state(model),
+            config=asdict(config),
+            channels=images.channels,
+            classes=len(images.class_names),
+            accuracy=accuracy,
+        )
 
 
 def make_reference(

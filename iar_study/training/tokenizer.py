@@ -7,19 +7,20 @@ the data, and codes that fall out of use are moved onto current outputs, until t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 
 from iar_study.config import TokenizerConfig
 from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_float, to_uint8
+from iar_study.training.one_cycle import Progress, train_one_cycle
 
 REVIVE_EVERY = 20
 """Steps after which a code that no token used is moved."""
@@ -27,16 +28,14 @@ REVIVE_EVERY = 20
 REVIVE_UNTIL = 0.7
 """Share of the steps after which codes are left in place, so that encoder and decoder settle on them."""
 
-REPORT_EVERY = 20
-"""Steps between two calls of `progress`."""
-
 
 def train_tokenizer(
     images: np.ndarray,
     config: TokenizerConfig,
     *,
     threads: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> PatchVQ:
     """Train by mean squared error + codebook loss + beta * commitment loss, with AdamW and a one-cycle learning rate.
 
@@ -47,7 +46,7 @@ def train_tokenizer(
     ----------
     images : uint8 (n, side, side, channels).
     threads : CPU threads.
-    progress : called with (steps done, steps in all, detail).
+    folder, progress : see `train_one_cycle`.
 
     Raises
     ------
@@ -57,23 +56,22 @@ def train_tokenizer(
     torch.manual_seed(config.seed)
     model = PatchVQ(config, images.shape[-1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule = OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.1, cycle_momentum=False)
     codebook = model.quantize.embedding.weight
     unused = torch.zeros(config.codebook_size, dtype=torch.int64)  # steps since a token used the code
+    seen: tuple[Tensor, Tensor]  # the images of the step, and their tokens
 
-    for step in range(config.steps):
+    def loss_of(step: int) -> Tensor:
+        nonlocal seen
         x = to_float(images[batch_indices(len(images), config.batch_size, step, config.seed)])
         if step == 0:
             move_onto_outputs(model, torch.ones_like(unused, dtype=torch.bool), x)
         reconstruction, losses, tokens = model(x)
-        loss = F.mse_loss(reconstruction, x) + losses["codebook"] + config.commitment * losses["commitment"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        seen = x, tokens
+        return F.mse_loss(reconstruction, x) + losses["codebook"] + config.commitment * losses["commitment"]
 
-        done = step + 1
-        unused += 1
+    def revive(done: int) -> None:
+        x, tokens = seen
+        unused.add_(1)
         unused[tokens.unique()] = 0
         if done % REVIVE_EVERY == 0 and done <= REVIVE_UNTIL * config.steps:
             dead = unused >= REVIVE_EVERY
@@ -81,11 +79,21 @@ def train_tokenizer(
             unused[dead] = 0
             for moment in ("exp_avg", "exp_avg_sq"):  # the old place's gradients say nothing about the new one
                 optimizer.state[codebook][moment][dead] = 0
-        if done % REPORT_EVERY == 0 or done == config.steps:
-            if not math.isfinite(float(loss.detach())):
-                raise InputError(f"the tokenizer's loss is not finite at step {done}; lower tokenizer.lr")
-            if progress:
-                progress(done, config.steps, f"loss {float(loss.detach()):.4f}")
+
+    train_one_cycle(
+        "tokenizer",
+        model,
+        optimizer,
+        loss_of,
+        steps=config.steps,
+        lr=config.lr,
+        rise=0.1,
+        made_with=asdict(config),
+        after=revive,
+        more={"unused": unused},
+        folder=folder,
+        progress=progress,
+    )
     return model.eval()
 
 

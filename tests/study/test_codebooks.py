@@ -15,7 +15,7 @@ from iar_study.codebook.analysis import compare_strategies, mean_similarity
 from iar_study.errors import InputError
 from iar_study.evaluation.near_codes import nearest_codes
 from iar_study.storage import load_arrays, load_metadata
-from iar_study.study import codebooks, encoded, stages
+from iar_study.study import codebooks, encoded, making, stages
 from iar_study.study.cache import list_cache
 from iar_study.study.codebooks import (
     CodebookResults,
@@ -109,8 +109,8 @@ def test_it_is_what_the_study_has_made(done: Workspace, results: CodebookResults
 
 
 def test_nothing_but_the_product_is_made(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("train_tokenizer", "train_classifier", "load_images"):
-        monkeypatch.setattr(stages, name, lambda *_, **__: pytest.fail("something is made"))
+    for module, name in ((making, "train_tokenizer"), (making, "train_classifier"), (stages, "load_images")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("something is made"))
     before = tree(workspace.root)
     path = codebook_product(workspace, "components")
     after = tree(workspace.root)

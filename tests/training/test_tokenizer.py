@@ -1,7 +1,9 @@
 """Training of the tokenizer on small digits: repeatable, useful, every code in use."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from iar_study.config import TokenizerConfig
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_float
+from iar_study.training import checkpoint
 from iar_study.training import tokenizer as module
 from iar_study.training.tokenizer import (
     decode_tokens,
@@ -160,3 +163,24 @@ def test_bad_input(model: PatchVQ) -> None:
         decode_tokens(model, np.zeros((2, 15), dtype=np.int32))
     with pytest.raises(InputError, match=r"0 \.\.\. 64, the codebook has 64 codes"):
         decode_tokens(model, np.array([[0, 1, 2, 64]]))
+
+
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    config = replace(CONFIG, codebook_size=256, steps=70)  # codes are revived after 20 and 40 steps
+    whole = train_tokenizer(TRAIN, config, threads=1).state_dict()
+    begun = []
+
+    def cut(done: int, steps: int, detail: str) -> None:
+        begun.append(done)
+        if done < 70 and len(begun) % 2:  # it goes on from the step before, and comes 20 steps further
+            raise KeyboardInterrupt
+
+    again = None
+    while again is None:
+        torch.rand(7)
+        with suppress(KeyboardInterrupt):
+            again = train_tokenizer(TRAIN, config, threads=1, folder=tmp_path, progress=cut).state_dict()
+    assert begun == [20, 20, 40, 40, 60, 60, 70]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from sklearn.datasets import load_digits
 
 from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
-from iar_study.evaluation.classifier import FEATURES, Classifier, classify, train_classifier
+from iar_study.evaluation.classifier import FEATURES, Classifier, classify
 from iar_study.models.vq import to_float
 from iar_study.storage import load_arrays, save_arrays
+from iar_study.training import checkpoint
+from iar_study.training.classifier import train_classifier
 
 DIGITS = np.rint(load_digits().images[..., None] * (255 / 16)).astype(np.uint8)
 LABELS = load_digits().target.astype(np.int64)
@@ -88,3 +91,24 @@ def test_bad_input(model: Classifier) -> None:
         train_classifier(DIGITS, LABELS, 10, replace(CONFIG, steps=20, lr=1e30), threads=1)
     with pytest.raises(InputError, match="for 1 channels, the images have 3"):
         classify(model, np.zeros((2, 8, 8, 3), dtype=np.uint8))
+
+
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    config = replace(CONFIG, steps=30)
+    whole = train_classifier(DIGITS, LABELS, 10, config, threads=1).state_dict()
+    seen: list[tuple[int, int, str]] = []
+
+    def cut(*at: Any) -> None:
+        seen.append(at)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(DIGITS, LABELS, 10, config, threads=1, folder=tmp_path, progress=cut)
+    again = train_classifier(DIGITS, LABELS, 10, config, threads=1, folder=tmp_path, progress=cut).state_dict()
+    assert [at[0] for at in seen] == [20, 20, 30]  # cut off before the 20th step was kept
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    with pytest.raises(InputError, match=r"made with other settings: lr = 0\.004, now 0\.002"):
+        train_classifier(DIGITS, LABELS, 10, replace(config, lr=2e-3), threads=1, folder=tmp_path)
