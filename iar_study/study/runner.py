@@ -7,25 +7,26 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from iar_study.config import TrialConfig, flatten, with_settings
+from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
 from iar_study.storage import read_json, unwritable, write_json
+from iar_study.study.checks import asked
 from iar_study.study.display import Display
 from iar_study.study.executors import LOG, Executor, make_executor
 from iar_study.study.stages import check, prepare
-from iar_study.study.study import Profile, Study, trial_configs
+from iar_study.study.study import Profile, Study
 from iar_study.study.tracking import Recorder, check_store, store_uri
 from iar_study.study.trial import Trial, run_trial, trial_of
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.workspace import Workspace, ending, is_finished
 from iar_study.training.journal import read_journal
-from iar_study.training.parallel import check_parallel, first_of, launch, n_processes
+from iar_study.training.parallel import first_of, launch, n_processes
 
 POLL = 2.0
 """Seconds between two looks at the journals of the running trials."""
@@ -51,6 +52,8 @@ class Outcome:
     found: int
     failed: dict[str, str]
     """Trial (arm, seed) -> the error that ended it, and below it the end of its log."""
+    diverged: tuple[str, ...] = ()
+    """Of those that were run or found, each that diverged (arm, seed, step)."""
 
 
 def run_study(
@@ -81,12 +84,10 @@ def run_study(
     ------
     InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
     """
-    base = with_settings(profile.config, settings or {})
     # Every config is checked before the first stage runs.
-    configs = trial_configs(study, base, arms, seeds or profile.seeds)
+    base, configs = asked(study, profile, arms, seeds, settings, n_processes())
     for _, _, config in configs:
         check(config)
-        check_parallel(config, n_processes())
     check_store(store_uri(workspace))
     together = n_processes() > 1
     if together and executor == "ray":
@@ -110,7 +111,8 @@ def run_study(
     pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
     found = sum(trial.hash in finished for trial in trials)
     if together and not launch(base).is_global_zero:
-        return _run_together(pending, found, workspace)  # the first process tells of it
+        outcome = _run_together(pending, found, workspace)  # the first process tells of it
+        return replace(outcome, diverged=_diverged(trials, workspace))
 
     recorder = Recorder(workspace, study, profile, base)
     for trial in trials:
@@ -133,7 +135,7 @@ def run_study(
     write_manifest(trials, recorder)  # now with the ids of all runs
     if problem:
         display.say(f"MLflow lacks some of this ({problem}); nothing is lost: `iar-study sync` fills it in")
-    return outcome
+    return replace(outcome, diverged=_diverged(trials, workspace))
 
 
 @contextmanager
@@ -256,6 +258,13 @@ def _run_together(
         if recorder:
             recorder.ended(trial)
     return Outcome(len(trials), found, {})
+
+
+def _diverged(trials: Sequence[Trial], workspace: Workspace) -> tuple[str, ...]:
+    """Return the trials that have diverged, with their steps; one that several arms have once."""
+    distinct = {trial.hash: trial for trial in trials if ending(trial.folder(workspace.trials)) == "diverged"}
+    steps = {key: read_json(trial.folder(workspace.trials) / "result.json")["step"] for key, trial in distinct.items()}
+    return tuple(f"{_name(trial)} at step {steps[key]}" for key, trial in distinct.items())
 
 
 def _name(trial: Trial) -> str:

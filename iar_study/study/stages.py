@@ -20,13 +20,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iar_study.codebook import EQUAL_SIZES, Codebook, Rearrangement, cluster_codes
+from iar_study.codebook import Codebook, Rearrangement, cluster_codes
 from iar_study.config import (
     ClassifierConfig,
     ClusteringConfig,
     DataConfig,
     TokenizerConfig,
     TrialConfig,
+    is_encoded,
 )
 from iar_study.data.codes import Codes
 from iar_study.data.encoding import load_tokenizer, open_splits
@@ -39,10 +40,9 @@ from iar_study.evaluation.fidelity import Reference
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_uint8
 from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
-from iar_study.study.encoded import Encoded, check_encoded, encoded_of, is_encoded
+from iar_study.study.encoded import Encoded, check_encoded, encoded_of
 from iar_study.study.measuring import REFERENCE, extractor_of, load_network, measure_pictures, seen_by
 from iar_study.study.workspace import Workspace
-from iar_study.training.objective import check_loss
 from iar_study.training.tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
 
 RECIPE = 4
@@ -98,46 +98,20 @@ def images_of(config: DataConfig) -> Images:
 
 
 def check(config: TrialConfig, load: bool = True) -> None:
-    """Raise `InputError` for settings that do not fit each other or the data, before anything is trained.
+    """Raise `InputError` for settings that do not fit the data or this machine, before anything is trained.
+
+    What is known without looking at either, `checks.check_settings` says.
 
     load : whether the extractor's weights are loaded too, which may fetch them.
     """
     if is_encoded(config.data):
         check_encoded(config)
     else:
-        _check_images(config)
-    size = config.tokenizer.codebook_size
-    wanted = {"evaluation.clusters": config.evaluation.clusters}
-    if config.clustering.strategy in EQUAL_SIZES:
-        wanted["clustering.n_clusters"] = config.clustering.n_clusters
-    for key, n_clusters in wanted.items():
-        if size % n_clusters:
-            raise InputError(
-                f"equal clusters: {key} = {n_clusters} does not divide the {size} codes of tokenizer.codebook_size"
-            )
-    if config.clustering.strategy != "none" and config.clustering.n_clusters > size:
-        raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
-    check_loss(config.loss, 1 if config.clustering.strategy == "none" else config.clustering.n_clusters, size)
+        images_of(config.data)
     if load and config.evaluation.extractor != "classifier":
         load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds")
-
-
-def _check_images(config: TrialConfig) -> None:
-    if config.tokenizer.checkpoint is not None:
-        raise InputError(f"tokenizer.checkpoint is for data codes:PATH only; for {config.data.name}, one is trained")
-    images, patch = images_of(config.data), config.tokenizer.patch
-    if images.size % patch:
-        raise InputError(
-            f"images of {images.size} x {images.size} pixels do not divide into patches of {patch}: "
-            f"choose another tokenizer.patch or data.image_size"
-        )
-    if images.size // patch < 2:
-        raise InputError(
-            f"images of {images.size} x {images.size} pixels are a single patch of {patch}: "
-            f"nothing is left to predict; choose a smaller tokenizer.patch"
-        )
 
 
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from iar_study.config import TrialConfig
+from iar_study.config import TrialConfig, check_parallel
 from iar_study.errors import InputError
 from iar_study.models.gpt import GPT, Block
 
@@ -81,20 +81,6 @@ def _disconnect() -> None:
         # aborts the process (seen in 2 of 60 runs of `fully_shard` on a busy machine).
         time.sleep(0.5)
         dist.destroy_process_group()
-
-
-def check_parallel(config: TrialConfig, processes: int) -> None:
-    """Raise `InputError` unless `processes` can share the parts of a batch out evenly at this precision."""
-    batch, part = config.train.batch_size, config.train.micro_batch or config.train.batch_size
-    if batch % part:
-        raise InputError(f"train.micro_batch = {part} does not divide train.batch_size = {batch}")
-    if batch // part % processes:
-        raise InputError(
-            f"{processes} processes cannot share the {batch // part} parts of a batch out evenly: "
-            f"train.batch_size = {batch}, train.micro_batch = {part}; choose a smaller train.micro_batch"
-        )
-    if config.compute.precision == "float16" and config.parallel.strategy == "fsdp":
-        raise InputError("float16 scales the loss, which sharded gradients do not support; choose bfloat16")
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> nn.Module:

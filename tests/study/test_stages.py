@@ -17,6 +17,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, fidelity_key
 from iar_study.models.vq import VQConfig, VQModel, to_uint8
 from iar_study.study import stages
+from iar_study.study.checks import check_settings
 from iar_study.study.doctor import examine
 from iar_study.study.study import arm_config, load_profile, load_study
 from iar_study.study.workspace import Workspace
@@ -178,6 +179,7 @@ def test_settings_that_do_not_fit_are_one_line(
     workspace: Workspace, encoded: dict[str, str], settings: dict[str, str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
+        check_settings(smoke(encoded | settings))
         stages.check(smoke(encoded | settings))
     assert "\n" not in str(error.value)
 
