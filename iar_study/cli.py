@@ -20,6 +20,9 @@ EXIT_TERMINATED = 143
 
 STOPPED = "iar-study: stopped; the same command goes on from the last checkpoints"
 
+SHOWN = 5
+"""Diverged trials that `run` names."""
+
 WATCH_S = 5.0
 """Seconds between two looks of `report --watch`."""
 
@@ -515,13 +518,14 @@ def _run_study(
     if first:
         print(
             f"{study.name}: {outcome.trained} trials run, {outcome.found} found finished, {len(outcome.failed)} failed"
-            + f", {diverged} of them diverged" * bool(diverged)
+            + f"; {diverged} diverged" * bool(diverged)
         )
     for trial, error in outcome.failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
     if first and diverged:
+        more = f" and {diverged - SHOWN} more, see the report" if diverged > SHOWN else ""
         advice = "" if arguments.allow_diverged else "; --allow-diverged takes that for a result"
-        print(f"iar-study: diverged: {'; '.join(outcome.diverged)}{advice}", file=sys.stderr)
+        print(f"iar-study: diverged: {'; '.join(outcome.diverged[:SHOWN])}{more}{advice}", file=sys.stderr)
     if first and outcome.trained + outcome.found:
         from iar_study.reporting.site import write_site
         from iar_study.study.claims import load_claims

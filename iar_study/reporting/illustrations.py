@@ -84,6 +84,8 @@ def listed(words: Iterable[str]) -> str:
 
 def findings_in_words(table: pd.DataFrame, digits: int) -> str:
     """Say which arms of a comparison are better, worse, equal or inconclusive, with the numbers of those that are."""
+    if (table["finding"] == "no direction").all():
+        return "neither better nor worse, for it has no direction"
     if (table["finding"] == "inconclusive").all():
         return "inconclusive for every arm"
     parts = []
@@ -112,7 +114,7 @@ def _finding(results: Results, metric: str) -> str:
 
 
 def _better(metric: Metric) -> str:
-    return f"{metric.better.capitalize()} is better." if metric.better else ""
+    return f"{metric.direction.capitalize()}." if metric.better else ""
 
 
 def _over_factor(results: Results) -> list[Illustration]:

@@ -178,9 +178,12 @@ def edit_index(folder: Path, split: str, key: str, value: object) -> None:
 def test_settings_that_do_not_fit_are_one_line(
     workspace: Workspace, encoded: dict[str, str], settings: dict[str, str], message: str
 ) -> None:
+    def check(config: TrialConfig) -> None:
+        check_settings(config)
+        stages.check(config)
+
     with pytest.raises(InputError, match=message) as error:
-        check_settings(smoke(encoded | settings))
-        stages.check(smoke(encoded | settings))
+        check(smoke(encoded | settings))
     assert "\n" not in str(error.value)
 
 
