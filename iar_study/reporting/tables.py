@@ -217,7 +217,7 @@ def target_tables(results: Results) -> list[dict[str, Any]]:
     ended = np.array([trial not in lost for trial in of_baselines], dtype=bool)
     for metric, key in headline(results):
         curves = results.curves[(results.curves["metric"] == key) & ended]
-        if results.kind != "training" or key is None or curves["step"].nunique() < 2:
+        if results.kind != "training" or key is None or metric.better is None or curves["step"].nunique() < 2:
             continue
         asked = len(seeds_of(results))
         rows = []

@@ -84,8 +84,8 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
             )
     if own.strategy != "none" and own.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {own.n_clusters} exceeds the {size} codes")
+    check_shape(config.model)
     if kind != "near-codes":
-        check_shape(config.model)
         check_loss(config.loss, 1 if own.strategy == "none" else own.n_clusters, size)
         check_parallel(config, processes)
 
@@ -148,8 +148,10 @@ def _without_effect(
     for config, ignored, other in zip(trials, unread, beside, strict=True):
         if _read(config, ignored) != _read(other, _unread(other, study.kind, processes)):
             return ""
-    reasons = [why for ignored in unread for begin, why in ignored.items() if keys[0].startswith(begin)]
-    return reasons[0] if reasons else "every arm sets it itself; leave it out, or change the arms"
+    # Of the trial that reads the most, the reason says what is nearest.
+    least = min(unread, key=len)
+    reason = next((why for begin, why in least.items() if keys[0].startswith(begin)), "")
+    return reason or "every arm that reads it sets it itself; leave it out, or change the arms"
 
 
 def _read(config: TrialConfig, unread: Mapping[str, str]) -> dict[str, Any]:

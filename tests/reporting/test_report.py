@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import FIDELITY, METRICS
 from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import ABOUT, markdown
@@ -344,6 +345,20 @@ def test_missing_trials_say_how_far_they_got(results, tmp_path):
     for page in (Page(path.read_text()), Page(rendered(path.with_suffix(".md")))):
         (rows,) = page.under("Missing trials")
         assert rows[1:] == expected
+
+
+def test_a_metric_without_a_direction_reads_naturally(results, tmp_path, monkeypatch):
+    for name, table in ((NLL, METRICS), ("fd", FIDELITY)):
+        monkeypatch.setitem(table, name, replace(table[name], better=None))
+    kept = results.curves[results.curves["metric"] == NLL]
+    path = write_report(replace(light(results), curves=kept, samples={}, reconstructions={}), tmp_path)
+    texts = [path.read_text(), path.with_suffix(".md").read_text(), path.with_name("tables.tex").read_text()]
+    for text in texts:
+        assert "None" not in text
+        assert "is better" not in text.replace("lower FID is better", "")  # of what the paper published
+        assert "neither is" not in text
+    assert "token NLL is neither better nor worse, for it has no direction" in texts[1]
+    assert "### token NLL\n\n|" in texts[1]
 
 
 def test_verdicts_stand_in_both_pages(report, page, marked, verdicts):

@@ -1,5 +1,7 @@
 """The journal: append-only, each step once, and a torn last line costs that line alone."""
 
+import math
+
 from iar_study.training.journal import Journal, read_journal
 
 
@@ -34,3 +36,12 @@ def test_a_torn_last_line_is_dropped_with_a_word(tmp_path, capsys):
 
 def test_no_journal_is_an_empty_one(tmp_path):
     assert read_journal(tmp_path / "none.jsonl") == []
+
+
+def test_values_that_are_not_finite_are_read_back(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path).write(1, {"nan": math.nan, "high": math.inf, "low": -math.inf})
+    (point,) = read_journal(path)
+    assert math.isnan(point["metrics"].pop("nan"))
+    assert point["metrics"] == {"high": math.inf, "low": -math.inf}
+    assert Journal(path).last_step == 1
