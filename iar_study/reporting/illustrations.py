@@ -119,16 +119,19 @@ def _better(metric: Metric) -> str:
 
 def _over_factor(results: Results) -> list[Illustration]:
     found = []
-    for name in OVER_FACTOR if results.places else ():
-        if metric := key_of(results, name):
-            about = metric_named(metric)
-            said = [f"{about.label} over {results.factor}, whose values are spaced evenly.", _better(about)]
-            aside = [arm for arm in results.compared if arm not in results.places]
-            said += [f"Without {listed(aside)}, which no number of it describes."] if aside else []
-            said += [_finding(results, metric)] if results.compared else []
-            caption = " ".join(filter(None, said))
-            drawing = partial(figures.over_factor, results, metric)
-            found.append(Illustration(_name("factor", metric), drawing, caption, caption))
+    placed = results.final[results.final["arm"].isin(list(results.places))].dropna(subset="value")
+    for name in OVER_FACTOR:
+        metric = key_of(results, name)
+        if metric is None or metric not in set(placed["metric"]):  # each trial of the series may have diverged
+            continue
+        about = metric_named(metric)
+        said = [f"{about.label} over {results.factor}, whose values are spaced evenly.", _better(about)]
+        aside = [arm for arm in results.compared if arm not in results.places]
+        said += [f"Without {listed(aside)}, which no number of it describes."] if aside else []
+        said += [_finding(results, metric)] if results.compared else []
+        caption = " ".join(filter(None, said))
+        drawing = partial(figures.over_factor, results, metric)
+        found.append(Illustration(_name("factor", metric), drawing, caption, caption))
     return found
 
 

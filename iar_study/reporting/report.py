@@ -45,11 +45,11 @@ def conclusion(results: Results) -> str:
     """Say in one sentence what the comparison shows and what it does not, by rule, never beyond its intervals."""
     where = f"On {_scale_in_short(results)}, "
     limit = "none of it says anything about other data or other sizes."
+    if results.final["value"].isna().all():
+        return f"{where}nothing is compared: every trial that has ended diverged; {limit}"
     others = results.compared
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
-    if results.final["value"].isna().all():
-        return f"{where}nothing is compared: every trial that has ended diverged; {limit}"
     clauses, inconclusive = [], False
     for metric, key in headline(results):
         if key is None:
