@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from iar_study.config import ClusteringConfig, DataConfig, EvaluationConfig, TokenizerConfig, TrainConfig, TrialConfig
+from iar_study.data import fashion_mnist
 from iar_study.data.llamagen_codes import write_codes
 from iar_study.errors import InputError
 from iar_study.reporting.plan import duration, flops, hours, plan_text
@@ -24,6 +25,7 @@ def _elsewhere(workspace, monkeypatch):
     """No data, no GPU: nothing of this machine counts."""
     monkeypatch.setenv("IAR_DATA", str(workspace.root / "cache"))
     monkeypatch.setenv("PATH", str(workspace.root))
+    monkeypatch.setattr(fashion_mnist, "SYSTEM_FOLDER", workspace.root / "nowhere")
 
 
 @pytest.fixture
