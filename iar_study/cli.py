@@ -21,6 +21,9 @@ EXIT_TERMINATED = 143
 
 STOPPED = "iar-study: stopped; the same command goes on from the last checkpoints"
 
+SHOWN = 5
+"""Diverged trials that `run` names."""
+
 WATCH_S = 5.0
 """Seconds between two looks of `report --watch`."""
 
@@ -33,8 +36,8 @@ path: length of the path through all codes in this order, as a share of a random
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 fine, 1 a trial failed or a check found a difference, 2 bad input, 130 and 143 stopped by SIGINT (Ctrl-C) and
-    SIGTERM, 141 nobody reads the output any more.
+    0 fine, 1 a trial failed or diverged or a check found a difference, 2 bad input, 130 and 143 stopped by SIGINT
+    (Ctrl-C) and SIGTERM, 141 nobody reads the output any more.
     """
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
@@ -103,6 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--address", metavar="A", help="of the Ray cluster (default: RAY_ADDRESS, else one on this machine)"
+    )
+    run.add_argument(
+        "--allow-diverged",
+        action="store_true",
+        help="take a trial that diverged for a result; without it, the exit code is then 1",
     )
     run.add_argument(
         "--dry-run",
@@ -399,12 +407,13 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         studies = [load_study(workspace.experiments, arguments.study)]
     profile, settings = load_profile(workspace.experiments, arguments.profile), _settings(arguments)
-    if every:
-        _check_for_all(arguments, profile, settings)
+    unfit = _unfit(arguments, studies, profile, settings)
     if arguments.dry_run:
         return _dry_run(arguments, studies, profile, settings, workspace)
-    codes = {}
-    for study in studies:
+    codes = dict.fromkeys(unfit, EXIT_FAILED)
+    for name, error in unfit.items():
+        print(f"iar-study: study {name} failed: {error}", file=sys.stderr)
+    for study in (study for study in studies if study.name not in unfit):
         try:
             codes[study.name] = _run_study(arguments, study, profile, settings, workspace)
         except Exception as error:
@@ -424,13 +433,26 @@ def _run(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _check_for_all(arguments: argparse.Namespace, profile: Any, settings: dict[str, Any]) -> None:
-    """Raise `InputError` for what fits no study, once."""
-    from iar_study.config import with_settings
+def _unfit(
+    arguments: argparse.Namespace, studies: list[Any], profile: Any, settings: dict[str, Any]
+) -> dict[str, InputError]:
+    """Return the studies that cannot run so, before anything starts -> why; raise where that is each of them."""
+    from iar_study.study.checks import asked, check_effects, check_executor
 
-    if arguments.arms:
+    if arguments.arms and arguments.study == "all":
         raise InputError("--arms is for one study; `iar-study run all` runs every arm of each")
-    with_settings(profile.config, settings)
+    check_executor(arguments.executor, arguments.address)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun started
+    check_effects(studies, profile, arguments.arms, settings, processes)
+    unfit = {}
+    for study in studies:
+        try:
+            asked(study, profile, arguments.arms, arguments.seeds, settings, processes)
+        except InputError as error:
+            unfit[study.name] = error
+    if len(unfit) == len(studies):
+        raise unfit[studies[0].name]
+    return unfit
 
 
 def _is_first() -> bool:
@@ -495,32 +517,42 @@ def _run_study(
             address=arguments.address,
             seed_done=write_provisional,
         )
+    diverged = len(outcome.diverged)
     if first:
         print(
             f"{study.name}: {outcome.trained} trials run, {outcome.found} found finished, {len(outcome.failed)} failed"
+            + f"; {diverged} diverged" * bool(diverged)
         )
     for trial, error in outcome.failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
+    if first and diverged:
+        more = f" and {diverged - SHOWN} more, see the report" if diverged > SHOWN else ""
+        advice = "" if arguments.allow_diverged else "; --allow-diverged takes that for a result"
+        print(f"iar-study: diverged: {'; '.join(outcome.diverged[:SHOWN])}{more}{advice}", file=sys.stderr)
     if first and outcome.trained + outcome.found:
         page, *_ = _write_reports(workspace, [study.name], workspace.reports, workspace)
         print(page)
-    return EXIT_FAILED if outcome.failed else 0
+    return EXIT_FAILED if outcome.failed or (outcome.diverged and not arguments.allow_diverged) else 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from iar_study.reporting.plan import plan_text
+    from iar_study.study.checks import check_effects
     from iar_study.study.plan import make_plan
     from iar_study.study.study import load_profile, load_study
     from iar_study.study.workspace import Workspace
 
-    workspace = Workspace.find()
+    workspace, settings = Workspace.find(), _settings(arguments)
+    study = load_study(workspace.experiments, arguments.study)
+    profile = load_profile(workspace.experiments, arguments.profile)
+    check_effects([study], profile, arguments.arms, settings, arguments.gpus)
     plan = make_plan(
-        load_study(workspace.experiments, arguments.study),
-        load_profile(workspace.experiments, arguments.profile),
+        study,
+        profile,
         workspace,
         seeds=arguments.seeds,
         arms=arguments.arms,
-        settings=_settings(arguments),
+        settings=settings,
         gpu=arguments.gpu,
         gpus=arguments.gpus,
         utilisation=arguments.utilisation,
@@ -530,16 +562,20 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+    given = []
     for item in arguments.settings:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--set takes KEY=VALUE, not {item!r}; for example --set train.lr=3e-4")
-        settings[key] = value
+        given.append((key, value))
     if arguments.data is not None:
-        settings["data.name"] = arguments.data
+        given.append(("data.name", arguments.data))
     if arguments.image_size is not None:
-        settings["data.image_size"] = arguments.image_size
+        given.append(("data.image_size", str(arguments.image_size)))
+    settings: dict[str, Any] = {}
+    for key, value in given:
+        if settings.setdefault(key, value) != value:
+            raise InputError(f"{key} is given twice, as {settings[key]} and as {value}; give it once")
     return settings
 
 
@@ -623,6 +659,7 @@ def _report(arguments: argparse.Namespace) -> int:
         studies_run(workspace, name)  # before anything slow is imported
 
     from iar_study.study.export import open_store
+    from iar_study.study.status import counted
 
     with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
         studies = studies_run(store, name)
@@ -641,8 +678,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"{folder}: {f'{len(found)} files differ' if found else 'every byte is as written anew'}")
             return EXIT_FAILED if found else 0
         for status in watch(store, studies[0], folder, claims, every_s=WATCH_S):
-            ended = sum(trial.ended for trial in status)
-            print(f"{folder / studies[0] / 'index.html'}: {ended} of {len(status)} trials have ended", flush=True)
+            print(f"{folder / studies[0] / 'index.html'}: {counted(status)}", flush=True)
     return 0
 
 

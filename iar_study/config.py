@@ -19,10 +19,19 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Cycle = Annotated[int, Field(ge=20)]
 """Steps of a one-cycle learning rate, which needs some to rise in."""
 Order = Literal["none", "chain", "spectral", "path"]
+
+SIDES = {"digits": 8, "fashion-mnist": 28}
+"""Pixels along the side of images that come in one size."""
+
+FREE_SIZES = ("none", "plain", "agglomerative")
+"""Strategies whose clusters need not be of equal size."""
+
+SIMILAR = 12
+"""Codes that `loss.smoothing_over = similar` moves a target to: the rank up to which the paper sees no difference."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class ClassifierConfig:
 
     channels: Count = 32
     steps: Cycle = 1500
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Batch normalisation needs two images."""
     lr: Positive = 4e-3
     seed: Seed = 0
 
@@ -71,7 +81,8 @@ class ClusteringConfig:
         "none", "balanced", "greedy", "plain", "blocks", "random", "agglomerative", "agglomerative-equal"
     ] = "none"
     n_clusters: Count = 32
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Below what scikit-learn takes."""
     within: Order = "none"
     """Order of the codes inside a cluster: no loss sees it."""
     between: Order = "none"
@@ -163,7 +174,8 @@ class EvaluationConfig:
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
     extractor: Annotated[str, Field(pattern=r"^(classifier|inception(:.+)?|dinov2)$")] = "classifier"
     """Whose features samples are measured in: classifier, inception (or inception:FILE, its weights), or dinov2."""
-    samples: Count = 2000
+    samples: Annotated[int, Field(ge=4)] = 2000
+    """Precision and recall need four: a sample and its three nearest."""
     sampled_times: Count = 4
     """Times that samples are drawn and measured, in equal parts of the training; the last is at its end."""
     guidance: NonNegative = 2.0
@@ -222,6 +234,68 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise InputError(f"unknown model {name!r}; {nearest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def is_encoded(config: DataConfig) -> bool:
+    """Whether the data are images that are encoded already: `codes:PATH`."""
+    kind, _, path = config.name.partition(":")
+    return kind == "codes" and path != ""
+
+
+def side_of(config: DataConfig) -> int | None:
+    """Return the pixels along the side of the images, which are not looked at; None where their codes tell it.
+
+    Raises `InputError` for an unknown name, or another size than the images have.
+    """
+    kind, _, path = config.name.partition(":")
+    if native := SIDES.get(config.name):
+        if config.image_size not in (None, native):
+            raise InputError(
+                f"data.image_size = {config.image_size}, but {config.name} is {native}x{native}; "
+                f"leave image_size out, or use folder:PATH to resize pictures"
+            )
+        return native
+    if kind not in ("folder", "codes") or not path:
+        raise InputError(
+            f"no data named {config.name!r}; {nearest(config.name, [*SIDES, 'folder:PATH', 'codes:PATH'])}"
+        )
+    return config.image_size or (32 if kind == "folder" else None)
+
+
+def check_shape(config: ModelConfig) -> None:
+    """Raise `InputError` for a width that its heads cannot share."""
+    if config.width % (4 * config.heads):
+        raise InputError(
+            f"model.width = {config.width} does not fit model.heads = {config.heads}: "
+            f"2-D rotary embedding needs a head width that is a multiple of 4"
+        )
+
+
+def check_loss(config: LossConfig, n_clusters: int, n_codes: int) -> None:
+    """Raise `InputError` for a variant of the loss that these clusters and codes have no room for."""
+    if config.coarse_weight and n_clusters % config.coarse_clusters:
+        raise InputError(
+            f"clusters of clusters: loss.coarse_clusters = {config.coarse_clusters} does not divide the number of "
+            f"clusters, {n_clusters}"
+        )
+    if config.smoothing and config.smoothing_over == "cluster" and n_clusters == 1:
+        raise InputError("loss.smoothing_over = cluster needs more than one cluster; over a single one it is all")
+    if config.smoothing and config.smoothing_over == "similar" and n_codes <= SIMILAR:
+        raise InputError(f"loss.smoothing_over = similar needs more than {SIMILAR} codes, there are {n_codes}")
+
+
+def check_parallel(config: TrialConfig, processes: int) -> None:
+    """Raise `InputError` unless `processes` can share the parts of a batch out evenly at this precision."""
+    batch, part = config.train.batch_size, config.train.micro_batch or config.train.batch_size
+    if batch % part:
+        raise InputError(f"train.micro_batch = {part} does not divide train.batch_size = {batch}")
+    if batch // part % processes:
+        raise InputError(
+            f"{processes} processes cannot share the {batch // part} parts of a batch out evenly: "
+            f"train.batch_size = {batch}, train.micro_batch = {part}; choose a smaller train.micro_batch"
+        )
+    if config.compute.precision == "float16" and config.parallel.strategy == "fsdp":
+        raise InputError("float16 scales the loss, which sharded gradients do not support; choose bfloat16")
 
 
 def flatten(config: TrialConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from iar_study.codebook.rearrangement import load_rearrangement
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.storage import load_arrays
 from iar_study.study.plan import GPUS
+from iar_study.study.status import counted, status_of
 from iar_study.study.study import load_studies
 from tests.study.conftest import make_workspace
 
@@ -45,6 +46,21 @@ def workspace(tmp_path, monkeypatch):
         (["pack", "nowhere_codes", "-o", "codes"], "nowhere_codes"),
         (["run", "all", "--set", "train.lrr=1"], "unknown setting 'train.lrr'; did you mean 'train.lr'?"),
         (["run", "all", "--arms", "iar"], "--arms is for one study"),
+        *(
+            ([*command, "--profile", "smoke", "--set", setting], message)
+            for command in (["run", "components"], ["run", "components", "--dry-run"], ["plan", "components"])
+            for setting, message in (
+                ("model.heads=3", "model.width = 32 does not fit model.heads = 3"),
+                ("model.width=30", "model.width = 30 does not fit"),
+                ("seed=5", "use --seeds"),
+                ("loss.first_weight=1", "set loss.schedule, too"),
+            )
+        ),
+        (["run", "all", "--profile", "smoke", "--set", "model.heads=3"], "does not fit model.heads = 3"),
+        (["run", "all", "--set", "seed=5"], "seed=5 changes nothing in any study: use --seeds"),
+        (["run", "components", "--set", "train.lr=1", "train.lr=2"], "train.lr is given twice, as 1 and as 2"),
+        (["run", "components", "--data", "digits", "--set", "data.name=x"], "data.name is given twice"),
+        (["run", "components", "--dry-run", "--executor", "rya"], "did you mean 'ray'?"),
         (["run", "component", "--dry-run"], "unknown study 'component'; did you mean 'components'?"),
         (["run", "components", "--dry-run", "--profile", "smoke", "--set", "tokenizer.patch=3"], "patch"),
         (["list", "--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'?"),
@@ -262,6 +278,26 @@ def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(
     assert capsys.readouterr().out.splitlines()[-1] == "all: 2 of 2 studies done"
     assert main([*given, "--dry-run"]) == 0
     assert "all 2 studies: 2 trials: 2 finished; 2 more are the same as others" in capsys.readouterr().out
+
+
+def test_a_study_whose_trials_diverge_does_not_end_as_a_success(three_studies, capsys):
+    given = ["run", "a", "--profile", "smoke", "--seeds", "0", "--set", *TINY, "train.lr=1e30", "train.warmup_steps=0"]
+    report = str(three_studies.reports / "a" / "index.html")
+    assert main(given) == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["a: 2 trials run, 0 found finished, 0 failed; 2 diverged", report]
+    told = "iar-study: diverged: baseline, seed 0 at step 3; same, seed 0 at step 3"
+    assert shown.err.splitlines()[-1] == f"{told}; --allow-diverged takes that for a result"
+    assert main(given) == 1  # as it was found
+    assert capsys.readouterr().out.splitlines()[0] == "a: 0 trials run, 2 found finished, 0 failed; 2 diverged"
+    assert main([*given, "--allow-diverged"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert main([*given, "--dry-run"]) == 0
+    assert "2 trials: 2 diverged" in capsys.readouterr().out
+    text = (three_studies.reports / "a" / "index.md").read_text()
+    assert "nothing is compared: every trial that has ended diverged" in text
+    assert "| same | 0 | diverged at step 3 |" in text
+    assert counted(status_of(three_studies, "a")) == "2 of 2 trials have ended, 2 of them diverged"
 
 
 def test_compare_tells_by_its_exit_code_whether_two_stores_agree(three_studies, capsys):

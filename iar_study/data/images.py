@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from iar_study.config import DataConfig
+from iar_study.config import DataConfig, is_encoded, side_of
 from iar_study.data.fashion_mnist import CLASS_NAMES, missing_from, read_fashion_mnist
 from iar_study.data.folder import is_decoded, read_folder
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError
 from iar_study.storage import digest
 
 
@@ -75,18 +75,15 @@ def load_images(config: DataConfig) -> Images:
     Fashion-MNIST is fetched into `data_folder()` at first use, and the pictures of a folder are kept there decoded.
     Raises `InputError` for an unknown name, an `image_size` the set does not have, and files missing or damaged.
     """
-    kind, _, path = config.name.partition(":")
+    size, path = side_of(config), config.name.partition(":")[2]
     if config.name == "digits":
-        _check_size(config, 8)
         return Images(config.name, **_read_digits(), class_names=tuple("0123456789"))
     if config.name == "fashion-mnist":
-        _check_size(config, 28)
         return Images(config.name, **read_fashion_mnist(data_folder() / "fashion-mnist"), class_names=CLASS_NAMES)
-    if kind == "folder" and path:
-        parts, class_names = read_folder(Path(path).expanduser(), config.image_size or 32, data_folder() / "folders")
-        return Images(config.name, **parts, class_names=class_names)
-    known = ["digits", "fashion-mnist", "folder:PATH", "codes:PATH"]
-    raise InputError(f"no data named {config.name!r}; {nearest(config.name, known)}")
+    if size is None or is_encoded(config):
+        raise InputError(f"{config.name} holds codes, not images; name digits, fashion-mnist or folder:PATH")
+    parts, class_names = read_folder(Path(path).expanduser(), size, data_folder() / "folders")
+    return Images(config.name, **parts, class_names=class_names)
 
 
 def absent(config: DataConfig) -> str:
@@ -101,14 +98,6 @@ def absent(config: DataConfig) -> str:
         root, size = Path(path).expanduser(), config.image_size or 32
         return "" if is_decoded(root, size, data_folder() / "folders") else f"the pictures of {path} are to be decoded"
     return ""
-
-
-def _check_size(config: DataConfig, native: int) -> None:
-    if config.image_size not in (None, native):
-        raise InputError(
-            f"data.image_size = {config.image_size}, but {config.name} is {native}x{native}; "
-            f"leave image_size out, or use folder:PATH to resize pictures"
-        )
 
 
 def _read_digits() -> dict[str, np.ndarray]:

@@ -22,6 +22,17 @@ class Metric:
     digits: int
     meaning: str
 
+    @property
+    def direction(self) -> str:
+        """ "lower is better", "higher is better", or "" where neither is."""
+        return f"{self.better} is better" if self.better else ""
+
+    @property
+    def definition(self) -> str:
+        """What it says and which direction is better, in sentences; "" where there is nothing to say."""
+        parts = (self.meaning.removesuffix("."), self.direction.capitalize())
+        return " ".join(f"{part}." for part in parts if part)
+
 
 FIDELITY: dict[str, Metric] = {
     "fd": Metric(
@@ -179,8 +190,10 @@ def fidelity_key(family: str, extractor: str, count: int) -> str:
     return f"{family}/{extractor}@{f'{count // 1000}k' if count % 1000 == 0 else count}"
 
 
-def metric_named(key: str) -> Metric:
+def metric_named(key: str, measured: Iterable[str] = ()) -> Metric:
     """Return the metric of this key, or raise an `InputError` that names the nearest one.
+
+    One that is not known here, but is among those `measured`, as by another version, is shown by its key.
 
     >>> metric_named("fd/inception@50k").label, metric_named("fd/inception@10k").label
     ('FID-50k', 'FD (inception, 10k)')
@@ -188,11 +201,13 @@ def metric_named(key: str) -> Metric:
     family, _, rest = key.partition("/")
     extractor, at, count = rest.partition("@")
     if family in FIDELITY and at:
-        measured = FIDELITY[family]
+        found = FIDELITY[family]
         # The one setting that the literature calls by this name.
-        label = "FID-50k" if (family, rest) == ("fd", "inception@50k") else f"{measured.label} ({extractor}, {count})"
+        label = "FID-50k" if (family, rest) == ("fd", "inception@50k") else f"{found.label} ({extractor}, {count})"
         of = "" if extractor == "inception" or family == "class_agreement" else " Not FID: other features."
-        return replace(measured, label=label, meaning=f"{measured.meaning}; {count} samples, {extractor} features.{of}")
+        return replace(found, label=label, meaning=f"{found.meaning}; {count} samples, {extractor} features.{of}")
+    if key not in METRICS and key in set(measured):
+        return Metric(key, None, 4, "")
     if key not in METRICS:
         raise InputError(f"unknown metric {key!r}; {nearest(key, [*METRICS, *FIDELITY])}")
     return METRICS[key]

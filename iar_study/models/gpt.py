@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iar_study.config import ModelConfig
-from iar_study.errors import InputError
+from iar_study.config import ModelConfig, check_shape
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -220,11 +219,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, n_classes: int, grid: int) -> None:
         super().__init__()
-        if config.width % (4 * config.heads):
-            raise InputError(
-                f"model.width = {config.width} does not fit model.heads = {config.heads}: "
-                f"2-D rotary embedding needs a head width that is a multiple of 4"
-            )
+        check_shape(config)
         self.config, self.vocab_size, self.grid = config, vocab_size, grid
         self.tok_embeddings = nn.Embedding(vocab_size, config.width)
         self.cls_embedding = ClassEmbedding(n_classes, config.width)

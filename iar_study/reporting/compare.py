@@ -151,10 +151,10 @@ def _arms(comparison: Comparison) -> list[str]:
     if not len(comparison.arms):
         return [*lines, "  arms: none in both that were measured alike"]
     for key, table in comparison.arms.groupby("metric", sort=False):
-        about = metric_named(str(key))
-        better = f", {about.better} is better" if about.better else ""
+        about = metric_named(str(key), table["metric"])
         rows = table.to_dict("records")
-        lines += [f"  {about.label}{better}", *aligned(_means(rows, about)), *aligned(_differences(rows, about))]
+        head = ", ".join(filter(None, (about.label, about.direction)))
+        lines += [f"  {head}", *aligned(_means(rows, about)), *aligned(_differences(rows, about))]
     return lines
 
 

@@ -11,7 +11,14 @@ from iar_study.study.plan import plural
 
 LATER = "known later"
 
-STATES = {"finished": "finished", "running": "running now", "goes on": "goes on", "new": "new", "unknown": LATER}
+STATES = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "running": "running now",
+    "goes on": "goes on",
+    "new": "new",
+    "unknown": LATER,
+}
 
 
 def dry_run_text(studies: Sequence[DryRun]) -> str:

@@ -287,9 +287,8 @@ def over_factor(results: Results, metric: str) -> Figure:
     axes.margins(x=0.06)
     axes.set_xlabel(plain(results.factor), color=INK, fontsize=9)
     several = (values.notna().sum() > 1).any()
-    better = {"lower": "lower is better", "higher": "higher is better", None: "no direction"}[measured.better]
     note = "dots: seeds; line: means, 95% intervals" if several else "one seed: no interval"
-    add_titles(axes, measured.label, f"{better}; {note}")
+    add_titles(axes, measured.label, "; ".join(filter(None, (measured.direction, note))))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, handlelength=2.4)
     return figure
 

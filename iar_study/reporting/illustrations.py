@@ -84,6 +84,8 @@ def listed(words: Iterable[str]) -> str:
 
 def findings_in_words(table: pd.DataFrame, digits: int) -> str:
     """Say which arms of a comparison are better, worse, equal or inconclusive, with the numbers of those that are."""
+    if (table["finding"] == "no direction").all():
+        return "neither better nor worse, for it has no direction"
     if (table["finding"] == "inconclusive").all():
         return "inconclusive for every arm"
     parts = []
@@ -112,21 +114,24 @@ def _finding(results: Results, metric: str) -> str:
 
 
 def _better(metric: Metric) -> str:
-    return f"{metric.better.capitalize()} is better." if metric.better else ""
+    return f"{metric.direction.capitalize()}." if metric.better else ""
 
 
 def _over_factor(results: Results) -> list[Illustration]:
     found = []
-    for name in OVER_FACTOR if results.places else ():
-        if metric := key_of(results, name):
-            about = metric_named(metric)
-            said = [f"{about.label} over {results.factor}, whose values are spaced evenly.", _better(about)]
-            aside = [arm for arm in results.compared if arm not in results.places]
-            said += [f"Without {listed(aside)}, which no number of it describes."] if aside else []
-            said += [_finding(results, metric)] if results.compared else []
-            caption = " ".join(filter(None, said))
-            drawing = partial(figures.over_factor, results, metric)
-            found.append(Illustration(_name("factor", metric), drawing, caption, caption))
+    placed = results.final[results.final["arm"].isin(list(results.places))].dropna(subset="value")
+    for name in OVER_FACTOR:
+        metric = key_of(results, name)
+        if metric is None or metric not in set(placed["metric"]):  # each trial of the series may have diverged
+            continue
+        about = metric_named(metric)
+        said = [f"{about.label} over {results.factor}, whose values are spaced evenly.", _better(about)]
+        aside = [arm for arm in results.compared if arm not in results.places]
+        said += [f"Without {listed(aside)}, which no number of it describes."] if aside else []
+        said += [_finding(results, metric)] if results.compared else []
+        caption = " ".join(filter(None, said))
+        drawing = partial(figures.over_factor, results, metric)
+        found.append(Illustration(_name("factor", metric), drawing, caption, caption))
     return found
 
 

@@ -49,10 +49,11 @@ def latex_tables(results: Results) -> str:
 
 def _table(results: Results, title: str, column: int, compared: dict, rows: Sequence[dict]) -> str:
     about, key = compared["about"], compared["key"]
+    direction = f" ({about.direction})" if about.direction else ""
     caption = (
-        f"{about.label} ({about.better or 'neither'} is better). {title}: mean over seeds with half of its 95% "
-        f"interval, difference from {results.baseline_in_words} paired by seed with its 95% interval, p of the paired "
-        f"t test corrected by Holm, and what follows. Data: {results.scale.get('data set', 'not stated')}."
+        f"{about.label}{direction}. {title}: mean over seeds with half of its 95% interval, difference from "
+        f"{results.baseline_in_words} paired by seed with its 95% interval, p of the paired t test corrected by Holm, "
+        f"and what follows. Data: {results.scale.get('data set', 'not stated')}."
     )
     label = re.sub(r"[^A-Za-z0-9]+", "-", f"{results.study}-{key}").strip("-")
     cells = [

@@ -5,9 +5,8 @@ The same results give the same bytes: no dates, no machine names, and figures wi
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from iar_study.reporting.tables import (
     comparison,
     comparison_tables,
     design_tables,
+    ending,
     headline,
     seeds_of,
     target_tables,
@@ -46,6 +46,8 @@ def conclusion(results: Results) -> str:
     """Say in one sentence what the comparison shows and what it does not, by rule, never beyond its intervals."""
     where = f"On {_scale_in_short(results)}, "
     limit = "none of it says anything about other data or other sizes."
+    if results.final["value"].isna().all():
+        return f"{where}nothing is compared: every trial that has ended diverged; {limit}"
     others = results.compared
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
@@ -98,19 +100,13 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "metrics": [{"key": key, "about": metric_named(key)} for key in shown],
         "scale": {"profile": results.profile, **results.scale},
         "missing": [
-            {**trial, "ending": _ending(trial)} for trial in _in_order(results, results.missing).to_dict("records")
+            {**trial, "ending": ending(trial["status"], trial["step"])}
+            for trial in _in_order(results, results.missing).to_dict("records")
         ],
         "arms": arms,
         "anchors": {arm["name"]: arm["id"] for arm in arms},
         "published": published,
     }
-
-
-def _ending(trial: Mapping[Hashable, Any]) -> str:
-    """Say how a missing trial ended, and where."""
-    if math.isnan(trial["step"]):
-        return trial["status"]
-    return f"{trial['status']}{'' if trial['status'] == 'diverged' else ','} at step {trial['step']:.0f}"
 
 
 def _in_order(results: Results, frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import metric_named
 from iar_study.reporting.plan import aligned
-from iar_study.reporting.tables import number
+from iar_study.reporting.tables import ending, number
 from iar_study.storage import replacing
 from iar_study.study.results import Results
 
@@ -23,19 +23,19 @@ def results_text(results: Results) -> str:
     arms = list(results.arms)
     finite = results.final[results.final["value"].abs() < float("inf")]  # of a diverged trial it is NaN
     means = finite.pivot_table(index="metric", columns="arm", values="value", aggfunc=["mean", "count"])
-    marks = {"lower": "lower is better", "higher": "higher is better", None: ""}
     rows = [["metric", *(f"{arm} *" if arm == results.baseline else arm for arm in arms), ""]]
     seeds = finite.groupby("arm")["seed"].nunique()
     rows.append(["n, seeds", *(str(seeds.get(arm, 0)) for arm in arms), ""])
     for key in dict.fromkeys(results.final["metric"]):
-        metric = metric_named(key)
+        metric = metric_named(key, [key])
         cells = []
         for arm in arms:
             count = means["count"].get(arm, pd.Series(dtype=float)).get(key, 0) if len(means) else 0
             text = number(means["mean"][arm][key], metric.digits) if count else number(float("nan"), 0)
             cells.append(text + (f" (n={count:.0f})" if 0 < count < seeds[arm] else ""))
-        rows.append([key, *cells, marks[metric.better]])
-    lost = [f"  {row.arm}, seed {row.seed}: {row.status}" for row in results.missing.itertuples()]
+        rows.append([key, *cells, metric.direction])
+    missing = results.missing.to_dict("records")
+    lost = [f"  {row['arm']}, seed {row['seed']}: {ending(row['status'], row['step'])}" for row in missing]
     return "\n".join(
         [
             f"{results.study} at {results.profile}: means over seeds; * is the baseline",

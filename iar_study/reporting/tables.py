@@ -90,6 +90,17 @@ def seeds_of(results: Results) -> list[int]:
     return sorted({*results.final["seed"], *results.missing["seed"]})
 
 
+def ending(status: str, step: float) -> str:
+    """Say how a missing trial ended, and where.
+
+    >>> ending("diverged", 3), ending("not finished", 40.0), ending("not finished", math.nan)
+    ('diverged at step 3', 'not finished, at step 40', 'not finished')
+    """
+    if math.isnan(step):
+        return status
+    return f"{status}{'' if status == 'diverged' else ','} at step {step:.0f}"
+
+
 def number(value: float, digits: int, sign: str = "") -> str:
     """Format with a true minus sign and a dash for what is not a number."""
     if not math.isfinite(value):
@@ -208,7 +219,7 @@ def target_tables(results: Results) -> list[dict[str, Any]]:
     ended = np.array([trial not in lost for trial in of_baselines], dtype=bool)
     for metric, key in headline(results):
         curves = results.curves[(results.curves["metric"] == key) & ended]
-        if results.kind != "training" or key is None or curves["step"].nunique() < 2:
+        if results.kind != "training" or key is None or metric.better is None or curves["step"].nunique() < 2:
             continue
         asked = len(seeds_of(results))
         rows = []

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from iar_study.errors import InputError, listed
 from iar_study.storage import load_metadata, locked, read_json
-from iar_study.study.workspace import Workspace
+from iar_study.study.workspace import Workspace, read_record
 
 LEFTOVER = "leftover"
 """Kind of what a process that was killed left half-written, or half-removed."""
@@ -191,9 +191,8 @@ def _about_product(path: Path) -> dict[str, Any]:
 
 
 def _about_trial(folder: Path) -> dict[str, Any]:
-    path = folder / "trial.json"
     try:
-        return read_json(path) if path.exists() else {}
+        return read_record(folder) if (folder / "trial.json").exists() else {}
     except InputError as error:
         return {"damaged": str(error)}
 

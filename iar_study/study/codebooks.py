@@ -23,10 +23,10 @@ from iar_study.codebook.analysis import compare_strategies
 from iar_study.codebook.clustering import comparable
 from iar_study.errors import InputError
 from iar_study.evaluation.near_codes import nearest_codes, random_other_codes
-from iar_study.storage import digest, load_arrays, load_metadata, read_json, save_arrays
+from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
 from iar_study.study.encoded import Encoded, encoded_of
 from iar_study.study.stages import THREADS
-from iar_study.study.workspace import Workspace, read_manifest
+from iar_study.study.workspace import Workspace, read_manifest, read_record
 
 KIND = "codebook"
 """What the product's name begins with."""
@@ -188,12 +188,12 @@ def codebook_product(workspace: Workspace, study: str) -> Path:
 def _about(manifest: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     """Return what the first trial of the baseline that was begun says of itself."""
     first = sorted(manifest["trials"], key=lambda trial: trial["arm"] != manifest["baseline"])
-    told = (workspace.trials / trial["hash"] / "trial.json" for trial in first)
-    path = next((path for path in told if path.exists()), None)
-    if path is None:
+    folders = (workspace.trials / trial["hash"] for trial in first)
+    folder = next((folder for folder in folders if (folder / "trial.json").exists()), None)
+    if folder is None:
         study = manifest["study"]
         raise InputError(f"no trial of study {study!r} was begun here; `iar-study run {study}` goes on with them")
-    return read_json(path)
+    return read_record(folder)
 
 
 @dataclass(frozen=True)

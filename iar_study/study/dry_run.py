@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from iar_study.config import ClusteringConfig, TrialConfig, with_settings
+from iar_study.config import ClusteringConfig, TrialConfig
 from iar_study.data.images import absent
 from iar_study.storage import read_json
+from iar_study.study.checks import asked
 from iar_study.study.plan import same_trial
 from iar_study.study.stages import NotMade, Shared, Stages, check, stages_of
-from iar_study.study.study import Profile, Study, trial_configs
+from iar_study.study.study import Profile, Study
 from iar_study.study.trial import Trial, trial_of
-from iar_study.study.workspace import Workspace, is_finished, is_running
-from iar_study.training.processes import check_parallel, n_processes
+from iar_study.study.workspace import Workspace, ending, is_running
+from iar_study.training.processes import n_processes
 
-State = Literal["finished", "running", "goes on", "new", "unknown"]
+State = Literal["finished", "diverged", "running", "goes on", "new", "unknown"]
 
 Known = dict[Any, str]
 """What tells a trial (its hash, or its config where that is not known yet) -> the "STUDY: ARM" that it was met as."""
@@ -83,16 +84,15 @@ def look(
     """
     known = {} if known is None else known
     others = _trials_run_here(workspace, study.name)
-    base = with_settings(profile.config, settings or {})
+    base, configs = asked(study, profile, arms, seeds, settings, n_processes())
     needed: dict[Any, tuple[int, FoundStage, set[Any]]] = {}
     trials: list[FoundTrial] = []
     trained_here: set[Any] = set()
     first = ""
-    for arm, seed, config in trial_configs(study, base, arms, seeds or profile.seeds):
+    for arm, seed, config in configs:
         missing = absent(config.data)
         if not missing:
             check(config, load=False)
-            check_parallel(config, n_processes())
         stages = stages_of(config, replace(workspace, frozen=True), lambda *_: None)
         shared = NotMade("images") if missing else _shared(stages)
         trial = None
@@ -150,7 +150,7 @@ def _found(trial: Trial | None, name: str, seed: int, workspace: Workspace, same
     step = max((int(path.stem) for path in folder.glob("checkpoints/*.json")), default=0)
     # In this order: one that ends meanwhile is finished.
     running = is_running(folder)
-    state: State = "finished" if is_finished(folder) else "running" if running else "goes on" if step else "new"
+    state: State = ending(folder) or ("running" if running else "goes on" if step else "new")
     return FoundTrial(name, seed, state, step if state == "goes on" else 0, trial.hash, same_as, also)
 
 

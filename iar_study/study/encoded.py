@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iar_study.config import DataConfig, TrialConfig
+from iar_study.config import TrialConfig
 from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes, open_splits
 from iar_study.errors import InputError
 from iar_study.storage import digest
@@ -43,12 +43,6 @@ class Encoded:
         """SHA-256 (hex) of the content, by the checksums of the indices: the codes themselves are not read."""
         checksums = [split.index[part]["sha256"] for split in (self.train, self.test) for part in (CODES, LABELS)]
         return digest(checksums, self.class_names)
-
-
-def is_encoded(config: DataConfig) -> bool:
-    """Whether the data are images that are encoded already: `codes:PATH`."""
-    kind, _, path = config.name.partition(":")
-    return kind == "codes" and path != ""
 
 
 @lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from iar_study.config import TrialConfig, flatten
+from iar_study.config import TrialConfig, flatten, side_of
 from iar_study.models import cost
 from iar_study.study.plan import GPUS, same_trial
 from iar_study.study.study import Profile, Study, trial_configs
@@ -38,9 +38,6 @@ SLOWEST = 4
 
 LOOKED_AT = 40
 """Newest trials that are looked at: those tell enough of a machine's speed."""
-
-SIDES = {"digits": 8, "fashion-mnist": 28}
-"""Pixels along the side of images that come in one size."""
 
 SHAPES = ("model.", "compute.", "tokenizer.codebook_size", "tokenizer.patch", "data.")
 """How the settings begin that trials must share for one to tell the other's speed."""
@@ -162,9 +159,7 @@ def _sampling(config: TrialConfig, samples: int) -> int:
 
 def _tokens(config: TrialConfig) -> int:
     """Return the tokens of an image; the data are not looked at."""
-    kind, _, _ = config.data.name.partition(":")
-    side = SIDES.get(config.data.name) or config.data.image_size or (256 if kind == "codes" else 32)
-    return max(side // config.tokenizer.patch, 1) ** 2
+    return max((side_of(config.data) or 256) // config.tokenizer.patch, 1) ** 2
 
 
 def _speeds(workspace: Workspace) -> dict[Any, list[float]]:

@@ -29,8 +29,9 @@ from typing import Any, Literal, Protocol
 from joblib import cpu_count
 
 from iar_study.config import ComputeConfig
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError
 from iar_study.storage import unwritable
+from iar_study.study.checks import check_executor
 from iar_study.study.trial import Busy, Trial
 
 GRACE = 60.0
@@ -92,15 +93,10 @@ def make_executor(name: str, trials: Path, compute: ComputeConfig, address: str 
     ------
     InputError : there is no such executor, Ray is not installed, or its cluster does not answer.
     """
-    if address is not None and name != "ray":
-        raise InputError(f"an address is for executor ray, not for {name}")
-    if name == "here":
-        return Here(trials)
-    if name == "processes":
-        return Processes(trials, compute)
+    check_executor(name, address)
     if name == "ray":
         return OnRay(trials, address)
-    raise InputError(f"unknown executor {name!r}; {nearest(name, ['here', 'processes', 'ray'])}")
+    return Here(trials) if name == "here" else Processes(trials, compute)
 
 
 def attempt(trial: Trial, trials: Path) -> End:

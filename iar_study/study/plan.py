@@ -17,10 +17,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, with_settings
+from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, is_encoded, side_of
 from iar_study.errors import InputError, nearest
 from iar_study.models import cost
-from iar_study.study.study import Arm, Profile, Study, trial_configs
+from iar_study.study.checks import asked
+from iar_study.study.study import Arm, Profile, Study
 from iar_study.study.workspace import Workspace
 
 
@@ -192,10 +193,9 @@ def make_plan(
         raise InputError(f"unknown GPU {gpu!r}; {nearest(gpu, list(GPUS))}")
     if gpus < 1 or not 0 < utilisation <= 1:
         raise InputError(f"--gpus {gpus} must be 1 or more, --utilisation {utilisation:g} above 0 and at most 1")
-    base = with_settings(profile.config, settings or {})
     if study.kind == "near-codes":
         raise InputError(f"study {study.name!r} trains no GPT, so there is nothing to plan: run it, in minutes")
-    configs = trial_configs(study, base, arms, seeds or profile.seeds)
+    base, configs = asked(study, profile, arms, seeds, settings)
     if study.kind == "sampling":  # ways to sample from one training are one training
         configs = [(arm, seed, replace(config, evaluation=base.evaluation)) for arm, seed, config in configs]
 
@@ -304,12 +304,12 @@ def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
     from iar_study.data.folder import list_folder
     from iar_study.data.images import data_folder
 
-    name, side = config.data.name, config.data.image_size or 32
-    kind, _, path = name.partition(":")
-    if kind == "codes" and path:
+    name, path = config.data.name, config.data.name.partition(":")[2]
+    side = side_of(config.data)
+    if side is None or is_encoded(config.data):
         return _look_for_codes(config, Path(path).expanduser())
     if name == "digits":
-        return _images(config, 1437, 360, 10, 8, 1), [Need("data", True, "scikit-learn's digits")]
+        return _images(config, 1437, 360, 10, side, 1), [Need("data", True, "scikit-learn's digits")]
     if name == "fashion-mnist":
         folder = data_folder() / "fashion-mnist"
         files = [source.name for source in SOURCES.values()]
@@ -320,18 +320,14 @@ def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
             "Fashion-MNIST's files" if here else f"Fashion-MNIST is not in {folder}",
             "the first run fetches it, 31 MB; without a network, put the files there by hand",
         )
-        return _images(config, 60_000, 10_000, len(CLASS_NAMES), 28, 1), [need]
-    if kind == "folder" and path:
-        try:
-            _, train, test, classes = list_folder(Path(path).expanduser())
-        except InputError as error:
-            assumed = _images(config, IMAGENET["train"], IMAGENET["test"], 1000, side, 3)
-            return replace(assumed, assumed=True), [Need("data", False, str(error), "name another folder")]
-        found = Need("data", True, f"{len(train.labels):,} + {len(test.labels):,} pictures in {path}")
-        return _images(config, len(train.labels), len(test.labels), len(classes), side, 3), [found]
-    raise InputError(
-        f"no data named {name!r}; {nearest(name, ['digits', 'fashion-mnist', 'folder:PATH', 'codes:PATH'])}"
-    )
+        return _images(config, 60_000, 10_000, len(CLASS_NAMES), side, 1), [need]
+    try:
+        _, train, test, classes = list_folder(Path(path).expanduser())
+    except InputError as error:
+        assumed = _images(config, IMAGENET["train"], IMAGENET["test"], 1000, side, 3)
+        return replace(assumed, assumed=True), [Need("data", False, str(error), "name another folder")]
+    found = Need("data", True, f"{len(train.labels):,} + {len(test.labels):,} pictures in {path}")
+    return _images(config, len(train.labels), len(test.labels), len(classes), side, 3), [found]
 
 
 def _images(config: TrialConfig, train: int, test: int, classes: int, side: int, channels: int) -> Data:
@@ -450,19 +446,19 @@ def _gpu_needs(config: TrialConfig, kinds: Sequence[Kind], gpu: str, gpus: int) 
     needs = [Need("GPUs", len(here) >= gpus, f"{gpus} planned, {named} here", elsewhere)]
 
     batch, part = config.train.batch_size, config.train.micro_batch or config.train.batch_size
-    parts, rest = divmod(batch, part)
-    if rest:
-        text = f"train.micro_batch = {part} does not divide train.batch_size = {batch}"
-        needs.append(Need("batch", False, text, "choose one that does"))
-    else:
-        text = f"{batch} images in {plural(parts, 'part')} of {part}, shared by {plural(gpus, 'GPU')}"
-        fitting = choice(n for n in range(1, parts + 1) if parts % n == 0)
-        remedy = f"uneven: --gpus {fitting}, or a smaller train.micro_batch"
-        needs.append(Need("batch", parts % gpus == 0, text, remedy))
+    parts = batch // part
+    text = f"{batch} images in {plural(parts, 'part')} of {part}, shared by {plural(gpus, 'GPU')}"
+    fitting = choice(n for n in range(1, parts + 1) if parts % n == 0)
+    remedy = f"uneven: --gpus {fitting}, or a smaller train.micro_batch"
+    needs.append(Need("batch", parts % gpus == 0, text, remedy))
 
     strategy, memory = config.parallel.strategy, GPUS[gpu].memory_bytes
     state = max(getattr(kind, f"{strategy}_state_bytes_per_gpu") for kind in kinds)
-    remedy = "--set parallel.strategy=fsdp, or a larger GPU" if strategy == "ddp" else "more GPUs, or larger ones"
+    remedy = (
+        "--set parallel.strategy=fsdp, or a larger GPU"
+        if strategy == "ddp" and gpus > 1
+        else "more GPUs, or larger ones"
+    )
     text = f"{short(state, 'B')} of {short(memory, 'B')} with {strategy}, activations on top"
     needs.append(Need("GPU memory", state < memory, text, remedy))
 

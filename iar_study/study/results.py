@@ -16,7 +16,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.study import Kind
-from iar_study.study.workspace import Workspace, is_finished, read_manifest
+from iar_study.study.workspace import Workspace, is_finished, read_manifest, read_record
 from iar_study.training.journal import read_journal
 
 SHOWN_ARM = "balanced"
@@ -179,7 +179,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
                 for point in journal
                 for name, value in point["metrics"].items()
             ]
-            own = read_json(folder / "trial.json")
+            own = read_record(folder)
             page = f"{manifest['page']}/{trial['run_id']}" if manifest["page"] and trial["run_id"] else ""
             said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment", "parameters")}
             ended.append({**key, "run_id": trial["run_id"], "page": page, "status": result["status"], **said})
@@ -279,15 +279,16 @@ def _scale(
     rates = " or ".join(f"{rate:g}" for rate in sorted({trial["config"]["train.lr"] for trial in ended}))
     guidance = "guided as each arm says" if kind == "sampling" else f"guidance {config['evaluation.guidance']:g}"
     judged = f"judged by {config['evaluation.clusters']} balanced clusters"
+    held_out = min(config["evaluation.images"], data["test_images"])
     training = {
         "model": f"GPT, {_range(weight / 1e6 for weight in weights)} M weights: "
         + "; ".join(f"{layers} layers, {heads} heads, width {width}" for layers, heads, width in sizes),
         "training": f"{steps} steps of {config['train.batch_size']} images ({tokens} M tokens), "
         f"learning rate {rates}, {config['train.decay']} decay{averaged}",
-        "evaluation": f"{config['evaluation.images']:,} held-out images; {config['evaluation.samples']:,} samples, "
+        "evaluation": f"{held_out:,} held-out images; {config['evaluation.samples']:,} samples, "
         f"{guidance}, no top-k or top-p; {judged}",
     }
-    replacing = {"evaluation": f"every token of {config['evaluation.images']:,} held-out images replaced; no GPT"}
+    replacing = {"evaluation": f"every token of {held_out:,} held-out images replaced; no GPT"}
     return {
         "data set": data["name"],
         "images": f"{data['train_images']:,} for training{views}, {data['test_images']:,} held out, "

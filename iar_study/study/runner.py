@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from iar_study.config import TrialConfig, flatten, with_settings
+from iar_study.config import TrialConfig, flatten
 from iar_study.data.images import absent
 from iar_study.errors import InputError
 from iar_study.storage import read_json, unwritable, write_json
+from iar_study.study.checks import asked
 from iar_study.study.display import Display
 from iar_study.study.estimate import from_first_steps, training_rate
 from iar_study.study.executors import LOG, Executor, make_executor
 from iar_study.study.plan import plural, span
 from iar_study.study.stages import NotMade, check, prepare, stages_of
 from iar_study.study.store import check_store, holds_finished, store_uri
-from iar_study.study.study import Arm, Profile, Study, trial_configs
+from iar_study.study.study import Arm, Profile, Study
 from iar_study.study.trial import Trial, trial_of
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.workspace import Workspace, ending, is_finished
 from iar_study.training.journal import read_journal
-from iar_study.training.processes import check_parallel, n_processes, process_rank
+from iar_study.training.processes import n_processes, process_rank
 
 if TYPE_CHECKING:  # torch and MLflow take seconds to import: only where something is to be run or recorded
     from iar_study.study.tracking import Recorder
@@ -60,6 +61,8 @@ class Outcome:
     found: int
     failed: dict[str, str]
     """Trial (arm, seed) -> the error that ended it, and below it the end of its log."""
+    diverged: tuple[str, ...] = ()
+    """Of those that were run or found, each that diverged (arm, seed, step)."""
 
 
 def run_study(
@@ -92,8 +95,7 @@ def run_study(
     ------
     InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
     """
-    base = with_settings(profile.config, settings or {})
-    configs = trial_configs(study, base, arms, seeds or profile.seeds)
+    base, configs = asked(study, profile, arms, seeds, settings, n_processes())
     display.say(_in_words(study, profile, configs))
     write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
     together = n_processes() > 1
@@ -108,17 +110,16 @@ def run_study(
             raise InputError("torchrun starts the processes itself; leave --executor ray out")
         # First, for it imports torch on the side.
         runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
-        # Every config is checked before the first stage runs.
         for _, _, config in configs:
             check(config)
-            check_parallel(config, n_processes())
         make = partial(_prepare, study, base, configs, workspace, display, write_manifest)
         trials, finished = _in_first(base, make) if together else make()
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
     pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
     found = sum(trial.hash in finished for trial in trials)
     if process_rank():
-        return _run_together(pending, found, workspace)  # the first process tells of it
+        outcome = _run_together(pending, found, workspace)  # the first process tells of it
+        return replace(outcome, diverged=_diverged(trials, workspace))
 
     from iar_study.study.tracking import Recorder  # here: it brings MLflow
 
@@ -141,7 +142,7 @@ def run_study(
     write_manifest(trials, recorder)  # now with the ids of all runs
     if problem:
         display.say(f"MLflow lacks some of this ({problem}); nothing is lost: `iar-study sync` fills it in")
-    return outcome
+    return replace(outcome, diverged=_diverged(trials, workspace))
 
 
 def _in_words(study: Study, profile: Profile, configs: Sequence[tuple[Arm, int, TrialConfig]]) -> str:
@@ -333,6 +334,13 @@ def _run_together(
         if recorder:
             recorder.ended(trial)
     return Outcome(len(trials), found, {})
+
+
+def _diverged(trials: Sequence[Trial], workspace: Workspace) -> tuple[str, ...]:
+    """Return the trials that have diverged, with their steps; one that several arms have once."""
+    distinct = {trial.hash: trial for trial in trials if ending(trial.folder(workspace.trials)) == "diverged"}
+    steps = {key: read_json(trial.folder(workspace.trials) / "result.json")["step"] for key, trial in distinct.items()}
+    return tuple(f"{_name(trial)} at step {steps[key]}" for key, trial in distinct.items())
 
 
 def _name(trial: Trial) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, with_settings
+from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, is_encoded, with_settings
 from iar_study.data.encoding import NAMED, load_tokenizer, tokenizer_digest
 from iar_study.data.images import Images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
@@ -29,13 +29,13 @@ from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure
 from iar_study.evaluation.metrics import fidelity_key, metric_named
 from iar_study.models.gpt import GPT
 from iar_study.models.vq import Tokenizer, to_uint8
-from iar_study.storage import digest, load_arrays, locked, read_json, save_arrays, unwritable
+from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
 from iar_study.study.attempt import SAMPLED_AT_ONCE, draw, load_model, weights_of
 from iar_study.study.display import Display
 from iar_study.study.making import DECODED_AT_ONCE
 from iar_study.study.measuring import load_classifier
-from iar_study.study.stages import THREADS, classifier_product, images_of, is_encoded
-from iar_study.study.workspace import Workspace, is_finished
+from iar_study.study.stages import THREADS, classifier_product, images_of
+from iar_study.study.workspace import Workspace, is_finished, read_record
 
 KEPT_AT_ONCE = 5000
 """Pictures whose features are kept together: what a kill can cost."""
@@ -70,7 +70,7 @@ class FinishedTrial:
         if not is_finished(folder):
             raise InputError(f"trial {folder.name} is not finished; run its study again, and it goes on")
         weights_of(folder)  # raises where there are none
-        described = read_json(folder / "trial.json")
+        described = read_record(folder)
         return cls(folder, described, with_settings(TrialConfig(), described["config"]))
 
     @property

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig
+from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig, is_encoded
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, open_splits
 from iar_study.errors import InputError
 from iar_study.storage import digest, load_arrays, load_metadata
-from iar_study.study.encoded import Encoded, check_encoded, encoded_of, is_encoded
+from iar_study.study.encoded import Encoded, check_encoded, encoded_of
 from iar_study.study.workspace import Workspace
 
 # What makes products brings torch and more, which take seconds: it is imported where one is to be made, so that
@@ -77,29 +77,16 @@ def images_of(config: DataConfig) -> Images:
 
 
 def check(config: TrialConfig, load: bool = True) -> None:
-    """Raise `InputError` for settings that do not fit each other or the data, before anything is trained.
+    """Raise `InputError` for settings that do not fit the data or this machine, before anything is trained.
+
+    What is known without looking at either, `checks.check_settings` says.
 
     load : whether the extractor's weights are loaded too, which may fetch them.
     """
     if is_encoded(config.data):
         check_encoded(config)
     else:
-        _check_images(config)
-    from iar_study.codebook import EQUAL_SIZES
-    from iar_study.training.objective import check_loss
-
-    size = config.tokenizer.codebook_size
-    wanted = {"evaluation.clusters": config.evaluation.clusters}
-    if config.clustering.strategy in EQUAL_SIZES:
-        wanted["clustering.n_clusters"] = config.clustering.n_clusters
-    for key, n_clusters in wanted.items():
-        if size % n_clusters:
-            raise InputError(
-                f"equal clusters: {key} = {n_clusters} does not divide the {size} codes of tokenizer.codebook_size"
-            )
-    if config.clustering.strategy != "none" and config.clustering.n_clusters > size:
-        raise InputError(f"clustering.n_clusters = {config.clustering.n_clusters} exceeds the {size} codes")
-    check_loss(config.loss, 1 if config.clustering.strategy == "none" else config.clustering.n_clusters, size)
+        images_of(config.data)
     if load and config.evaluation.extractor != "classifier":
         from iar_study.study.measuring import load_network
 
@@ -111,22 +98,6 @@ def check(config: TrialConfig, load: bool = True) -> None:
             raise InputError(
                 "compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds"
             )
-
-
-def _check_images(config: TrialConfig) -> None:
-    if config.tokenizer.checkpoint is not None:
-        raise InputError(f"tokenizer.checkpoint is for data codes:PATH only; for {config.data.name}, one is trained")
-    images, patch = images_of(config.data), config.tokenizer.patch
-    if images.size % patch:
-        raise InputError(
-            f"images of {images.size} x {images.size} pixels do not divide into patches of {patch}: "
-            f"choose another tokenizer.patch or data.image_size"
-        )
-    if images.size // patch < 2:
-        raise InputError(
-            f"images of {images.size} x {images.size} pixels are a single patch of {patch}: "
-            f"nothing is left to predict; choose a smaller tokenizer.patch"
-        )
 
 
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:

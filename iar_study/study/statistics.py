@@ -228,7 +228,7 @@ def compare_with_baseline(
     Parameters
     ----------
     final : tidy frame with columns arm, seed, metric, value.
-    metric : a key that `metric_named` knows.
+    metric : a key that `metric_named` knows, or that was measured.
     baseline : the arm that the others are compared with; or for every arm the one that it is compared with, its own
         name where it is a baseline.
     arms : all arms of the study, in order; one without values still gets its row.
@@ -254,7 +254,7 @@ def compare_with_baseline(
     Where no arm differs from its baseline, the chance that any of them is called better or worse is at most 5% in one
     metric. Nothing is corrected for the number of metrics.
     """
-    better = metric_named(metric).better
+    better = metric_named(metric, final["metric"]).better
     beside = _beside(baseline, arms)
     if absent := next((than for than in beside.values() if than not in arms), None):
         raise InputError(f"baseline {absent!r} is not among the arms; {nearest(absent, list(arms))}")
@@ -350,7 +350,7 @@ def time_to_target(
     ------
     InputError : an unknown metric, or one without a direction.
     """
-    better = metric_named(metric).better
+    better = metric_named(metric, curves["metric"]).better
     if better is None:
         raise InputError(f"of {metric} neither more nor less is better, so it has no target")
     sign = 1 if better == "higher" else -1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from iar_study.errors import InputError
-from iar_study.storage import read_json
-from iar_study.study.workspace import Workspace, is_finished, is_running, read_manifest
+from iar_study.study.workspace import Workspace, ending, is_running, read_manifest, read_record
 from iar_study.training.journal import read_journal
 
 
@@ -23,7 +23,15 @@ class Status:
     ended: bool
     step: int
     steps: int
+    diverged: bool = False
     running: bool = False
+
+
+def counted(status: Sequence[Status]) -> str:
+    """Say how many trials have ended, and of these diverged."""
+    diverged = sum(trial.diverged for trial in status)
+    of_these = f", {diverged} of them diverged" if diverged else ""
+    return f"{sum(trial.ended for trial in status)} of {len(status)} trials have ended{of_these}"
 
 
 def status_of(workspace: Workspace, study: str) -> list[Status]:
@@ -32,13 +40,18 @@ def status_of(workspace: Workspace, study: str) -> list[Status]:
     Raises `InputError` where the study was not run here.
     """
     found = []
-    for trial in read_manifest(workspace, study)["trials"]:
+    manifest = read_manifest(workspace, study)
+    for trial in manifest["trials"]:
         folder = workspace.trials / trial["hash"]
-        step = steps = 0
+        step, steps, ended = 0, 0, ""
         with suppress(InputError, OSError):  # what is being written this moment is read the next time
             if (folder / "trial.json").exists():
-                steps = read_json(folder / "trial.json")["config"]["train.steps"]
+                config = read_record(folder)["config"]
+                near = manifest["kind"] == "near-codes"  # its steps are ranks
+                steps = config["tokenizer.codebook_size"] - 1 if near else config["train.steps"]
                 journal = read_journal(folder / "journal.jsonl")
                 step = journal[-1]["step"] if journal else 0
-        found.append(Status(trial["arm"], trial["seed"], is_finished(folder), step, steps, is_running(folder)))
+            ended = ending(folder)
+        state = (ended != "", step, steps, ended == "diverged", is_running(folder))
+        found.append(Status(trial["arm"], trial["seed"], *state))
     return found

@@ -36,7 +36,7 @@ from iar_study.errors import InputError, nearest
 from iar_study.storage import digest, read_json, write_json
 from iar_study.study.store import DATABASES, SERVERS, check_store, shown, store_uri
 from iar_study.study.study import Arm, Profile, Study
-from iar_study.study.workspace import Workspace, is_finished, is_running, read_manifest
+from iar_study.study.workspace import Workspace, ending, is_finished, is_running, read_manifest
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
@@ -61,6 +61,9 @@ LOCK_PATIENCE = 60.0
 
 ADVISORY_LOCK = 0x1A2_57D7
 """Number of the lock, in a PostgreSQL database, that is held while its tables or a run are created."""
+
+ENDED = {"finished": "FINISHED", "diverged": "FAILED"}
+"""How a trial has ended -> MLflow's own status, which knows no divergence: a run without its metrics is no success."""
 
 ARTIFACTS = ("samples.png", "codebook.safetensors", "predictions.safetensors", "replaced.safetensors", "trial.json")
 """Files of a trial's folder that its run shows."""
@@ -148,6 +151,8 @@ class _Logged:
 
     id: str
     status: str
+    label: str
+    """Our own status, a tag."""
     steps: dict[str, int]
     """Metric -> the last step that is logged of it."""
     offset: int = 0
@@ -156,7 +161,7 @@ class _Logged:
     @classmethod
     def of(cls, run: Run) -> _Logged:
         steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        return cls(run.info.run_id, run.info.status, steps)
+        return cls(run.info.run_id, run.info.status, run.data.tags.get("status", ""), steps)
 
     @property
     def step(self) -> int:
@@ -329,7 +334,7 @@ class Tracker:
     def finish(self, trial: Named) -> None:
         """Log the rest of a trial that has ended: final figures, pictures, codebook; end its run."""
         logged = self._started(trial)
-        if logged is None or logged.status == "FINISHED":
+        if logged is None or ENDED.get(logged.label) == logged.status:
             return  # it failed before it began, or all of it is there
         folder = self.folder(trial)
         self._log_journal(logged, folder / "journal.jsonl")
@@ -348,7 +353,7 @@ class Tracker:
         for name in ARTIFACTS:
             if (folder / name).exists():
                 self.client.log_artifact(logged.id, str(folder / name))
-        self._set_status(logged, "FINISHED", result["status"], ended)
+        self._set_status(logged, ENDED[result["status"]], result["status"], ended)
 
     def stop(self, trial: Named) -> None:
         """Say of a trial that shows as running, and no process is at work on, that it was stopped and can go on."""
@@ -370,6 +375,10 @@ class Tracker:
         if self.client.get_run(self.parent).info.status == "RUNNING" and not self.running():
             self.close("KILLED")
 
+    def outcome(self, trials: Iterable[Named]) -> str:
+        """Return how a study ends whose trials have: FINISHED, or FAILED where one of them failed or diverged."""
+        return "FINISHED" if all(ending(self.folder(trial)) == "finished" for trial in trials) else "FAILED"
+
     def close(self, status: str, files: Iterable[Path] = ()) -> None:
         """Attach the study's own files to the parent run and end it as FINISHED, FAILED or KILLED."""
         for path in files:
@@ -383,7 +392,7 @@ class Tracker:
             self.client.update_run(logged.id, status=status)
         else:
             self.client.set_terminated(logged.id, status, end_time=ended)
-        logged.status = status
+        logged.status, logged.label = status, label
 
     def _log_metrics(self, logged: _Logged, points: Iterable[list[Metric]]) -> None:
         """Log in batches of what MLflow takes, without cutting a point: see `_Logged.step`."""
@@ -491,7 +500,8 @@ class Recorder:
             try:
                 self._tracker = self._tracker or self._open()
                 if key is None or act is None:
-                    self._tracker.close("KILLED" if self._running else "FINISHED", self._files)
+                    status = "KILLED" if self._running else self._tracker.outcome(self._ended)
+                    self._tracker.close(status, self._files)
                     return
                 act(self._tracker, key)
                 self._ids[key] = self._tracker.run_id(key)
@@ -564,7 +574,7 @@ def _fill_in_study(workspace: Workspace, path: Path) -> Tracker:
             tracker.sync(key)
             tracker.stop(key)
     if all(is_finished(tracker.folder(key)) for key in keys):
-        tracker.close("FINISHED")
+        tracker.close(tracker.outcome(keys))
     elif not any(is_running(tracker.folder(key)) for key in keys):
         tracker.stop_study()
     # A run of the study may have written it anew in the meantime: what it asked for stays.

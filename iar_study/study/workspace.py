@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
 
 
@@ -97,6 +98,22 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
 def is_finished(folder: Path) -> bool:
     """Has the trial of this folder ended, in a result or in divergence?"""
     return (folder / "result.json").exists()
+
+
+def ending(folder: Path) -> Literal["finished", "diverged", ""]:
+    """Return how the trial of this folder has ended: "finished" or "diverged"; "" where it has not."""
+    from iar_study.storage import read_json
+
+    return read_json(folder / "result.json")["status"] if is_finished(folder) else ""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what trial.json says of a trial; settings that are younger than it have their defaults in its config."""
+    from iar_study.storage import read_json
+
+    about = read_json(folder / "trial.json")
+    config = {**flatten(TrialConfig()), **about.get("config", {})}
+    return {**about, "config": {key: config[key] for key in sorted(config)}}  # in the order that they are stored in
 
 
 def is_running(folder: Path) -> bool:

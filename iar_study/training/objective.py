@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iar_study.codebook import Rearrangement
-from iar_study.config import LossConfig, TrialConfig
-from iar_study.errors import InputError
+from iar_study.config import SIMILAR, LossConfig, TrialConfig, check_loss
 from iar_study.evaluation.predictions import Judge
 from iar_study.models.gpt import GPT
 from iar_study.models.losses import token_and_cluster_cross_entropy
@@ -25,9 +24,6 @@ from iar_study.models.smoothing import (
     similarity_spread,
     smoothed_cross_entropy,
 )
-
-SIMILAR = 12
-"""Codes that `loss.smoothing_over = similar` moves a target to: the rank up to which the paper sees no difference."""
 
 
 class Objective(nn.Module):
@@ -91,19 +87,6 @@ def cluster_weight(config: TrialConfig, step: int) -> float:
 def mean_loss(config: LossConfig, told: list[float]) -> float:
     """Return the mean of the loss over some steps, from the means of what `Objective` told of them."""
     return told[2] if len(told) > 2 else config.token_weight * told[0] + config.cluster_weight * told[1]
-
-
-def check_loss(config: LossConfig, n_clusters: int, n_codes: int) -> None:
-    """Raise `InputError` for a variant of the loss that these clusters and codes have no room for."""
-    if config.coarse_weight and n_clusters % config.coarse_clusters:
-        raise InputError(
-            f"clusters of clusters: loss.coarse_clusters = {config.coarse_clusters} does not divide the number of "
-            f"clusters, {n_clusters}"
-        )
-    if config.smoothing and config.smoothing_over == "cluster" and n_clusters == 1:
-        raise InputError("loss.smoothing_over = cluster needs more than one cluster; over a single one it is all")
-    if config.smoothing and config.smoothing_over == "similar" and n_codes <= SIMILAR:
-        raise InputError(f"loss.smoothing_over = similar needs more than {SIMILAR} codes, there are {n_codes}")
 
 
 def _spread(config: LossConfig, boundaries: Tensor, codebook: np.ndarray, device: torch.device) -> Spread | None:

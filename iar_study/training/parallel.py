@@ -24,10 +24,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from iar_study.config import TrialConfig
+from iar_study.config import TrialConfig, check_parallel
 from iar_study.errors import InputError
 from iar_study.models.gpt import GPT, Block
-from iar_study.training.processes import check_parallel, n_processes
+from iar_study.training.processes import n_processes
 
 
 def launch(config: TrialConfig) -> Fabric:

@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import FIDELITY, METRICS
 from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import markdown
@@ -345,6 +346,44 @@ def test_missing_trials_say_how_far_they_got(results, tmp_path):
     for page in (Page(path.read_text()), Page(rendered(path.with_suffix(".md")))):
         (rows,) = page.under("Missing trials")
         assert rows[1:] == expected
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [{("iar", 1)}, {("iar", None)}, {("baseline", 0)}, {("baseline", None)}, {(None, None)}],
+    ids=["one trial", "an arm", "the baseline once", "the baseline", "all"],
+)
+def test_a_study_with_trials_that_diverged_ends_in_a_page_that_names_them(results, tmp_path, lost):
+    ((arm, seed),) = lost
+    final = results.final.copy()
+    gone = final["arm"].isin([arm] if arm else results.arms) & final["seed"].isin([0, 1, 2] if seed is None else [seed])
+    final.loc[gone, "value"] = np.nan
+    missing = final.loc[gone, ["arm", "seed"]].drop_duplicates().assign(status="diverged", step=3)
+    places = {name: ("line", number) for number, name in enumerate(results.arms)}
+    results = replace(
+        light(replace(results, final=final)), factor="train.lr", places=places, samples={}, reconstructions={}
+    )
+    page = Page(write_report(replace(results, missing=missing), tmp_path, judge(CLAIMS, results)).read_text())
+    (rows,) = page.under("Missing trials")
+    told = [[name, str(of), "diverged at step 3"] for name, of in missing[["arm", "seed"]].to_numpy().tolist()]
+    assert sorted(rows[1:]) == sorted(told)
+    assert f"of 15 trials {len(told)} diverged" in page.words
+    assert ("every trial that has ended diverged" in page.words) == (arm is None)
+    assert "nan" not in page.text.lower()
+
+
+def test_a_metric_without_a_direction_reads_naturally(results, tmp_path, monkeypatch):
+    for name, table in ((NLL, METRICS), ("fd", FIDELITY)):
+        monkeypatch.setitem(table, name, replace(table[name], better=None))
+    kept = results.curves[results.curves["metric"] == NLL]
+    path = write_report(replace(light(results), curves=kept, samples={}, reconstructions={}), tmp_path)
+    texts = [path.read_text(), path.with_suffix(".md").read_text(), path.with_name("tables.tex").read_text()]
+    for text in texts:
+        assert "None" not in text
+        assert "is better" not in text.replace("lower FID is better", "")  # of what the paper published
+        assert "neither is" not in text
+    assert "token NLL is neither better nor worse, for it has no direction" in texts[1]
+    assert "### token NLL\n\n|" in texts[1]
 
 
 def test_verdicts_stand_in_both_pages(report, page, marked, verdicts):

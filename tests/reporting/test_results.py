@@ -36,7 +36,7 @@ def test_what_is_not_there_is_said(build):
     assert lines["n,"].split()[2:] == ["2", "2", "0", "2", "1"]
     assert lines["val/token_nll"].count("(n=1)") == 1
     assert "\N{EN DASH}" in lines["val/token_nll"]
-    assert text.splitlines()[-1] == "  iar, seed 1: diverged"
+    assert text.splitlines()[-1] == "  iar, seed 1: diverged at step 20"
 
 
 @pytest.mark.parametrize("curves", [False, True])

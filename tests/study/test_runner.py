@@ -2,14 +2,17 @@
 
 import json
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,8 +20,11 @@ from mlflow import MlflowClient
 from iar_study.cli import build_parser, main
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, METRICS, fidelity_key
+from iar_study.reporting.cache import made_from
 from iar_study.reporting.report import write_report
-from iar_study.storage import load_arrays
+from iar_study.reporting.results import results_text
+from iar_study.storage import load_arrays, read_json, write_json
+from iar_study.study.cache import list_cache
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
 from iar_study.study.runner import Outcome, run_study
@@ -238,10 +244,63 @@ def test_a_diverged_trial_is_a_result(workspace):
         workspace, seeds=[0], arms=["baseline"], settings={**SMALL, "train.lr": 1e38, "train.warmup_steps": 0}
     )
     assert outcome.failed == {}
+    assert outcome.diverged == ("baseline, seed 0 at step 2",)
     results = load_results(workspace, "components")
     assert results.missing.status.tolist() == ["diverged"]
     assert len(results.final) > 0
     assert results.final.value.isna().all()
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    """A copy of what is done, to change."""
+    shutil.copytree(done[0].root / "runs", tmp_path / "runs")
+    return Workspace(tmp_path)
+
+
+def test_records_of_other_versions_are_read_through_the_config_with_its_defaults(copy):
+    for path in copy.trials.glob("*/trial.json"):
+        about = read_json(path)
+        about["config"] = {
+            key: value for key, value in about["config"].items() if not key.startswith(("loss.", "evaluation."))
+        } | {"loss.unknown": 1}
+        write_json(path, about)
+    path = copy.studies / "components.json"
+    manifest = read_json(path)
+    arms = [{**arm, "series": "line"} for arm in manifest["arms"]]
+    write_json(path, {**manifest, "factor": "loss.smoothing", "arms": arms})
+    results = load_results(copy, "components")
+    assert results.places == dict.fromkeys(ARMS, ("line", 0.0))
+    assert {trial["config"]["evaluation.temperature"] for trial in results.trials} == {1.0}
+    assert "guidance 2" in results.scale["evaluation"]
+    assert [trial.steps for trial in status_of(copy, "components")] == [20] * 6
+    shown = [made_from(product) for product in list_cache(copy) if product.kind == "trial"]
+    assert set(shown) == {f"digits, 20 steps, seed {seed}" for seed in (0, 1)}
+
+
+def test_the_report_tells_no_more_held_out_images_than_there_are(copy):
+    for path in copy.trials.glob("*/trial.json"):
+        about = read_json(path)
+        write_json(path, {**about, "config": {**about["config"], "evaluation.images": 5000}})
+    assert str(load_results(copy, "components").scale["evaluation"]).startswith("360 held-out images;")
+
+
+def test_values_that_are_not_finite_and_metrics_of_other_versions_are_shown(copy, tmp_path):
+    for path in copy.trials.glob("*/result.json"):
+        result = read_json(path)
+        strange = {"val/token_nll": np.inf, "val/own_cluster_nll": np.nan, "val/of_later": 0.5}
+        write_json(path, {**result, "metrics": {**result["metrics"], **strange}})
+    results = load_results(copy, "components")
+    assert np.isinf(results.final[results.final.metric == "val/token_nll"].value).all()
+    lines = {line.split()[0]: line.split()[1:] for line in results_text(results).splitlines() if line}
+    assert lines["val/of_later"] == ["0.5000"] * 3
+    assert lines["val/token_nll"][:3] == ["\N{EN DASH}"] * 3
+    plain = replace(results, curves=results.curves[:0], samples={}, reconstructions={}, positions={})
+    page = write_report(plain, tmp_path / "reports").with_name("index.md").read_text()
+    assert "2 not finite" in page
+    assert "nan" not in page.lower().split()
+    written = pd.read_csv(tmp_path / "reports" / "components" / "results.csv")
+    assert np.isinf(written[written.metric == "val/token_nll"].value).all()
 
 
 def test_the_report_of_these_results_is_written(done, tmp_path):

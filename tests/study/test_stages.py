@@ -18,6 +18,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, fidelity_key
 from iar_study.models.vq import VQConfig, VQModel, to_uint8
 from iar_study.study import making, stages
+from iar_study.study.checks import check_settings
 from iar_study.study.doctor import examine
 from iar_study.study.making import decode, facts
 from iar_study.study.study import arm_config, load_profile, load_study
@@ -177,8 +178,12 @@ def edit_index(folder: Path, split: str, key: str, value: object) -> None:
 def test_settings_that_do_not_fit_are_one_line(
     workspace: Workspace, encoded: dict[str, str], settings: dict[str, str], message: str
 ) -> None:
+    def check(config: TrialConfig) -> None:
+        check_settings(config)
+        stages.check(config)
+
     with pytest.raises(InputError, match=message) as error:
-        stages.check(smoke(encoded | settings))
+        check(smoke(encoded | settings))
     assert "\n" not in str(error.value)
 
 

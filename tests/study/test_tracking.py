@@ -1,6 +1,7 @@
 """The MLflow store: filled twice it holds every point once, and a broken one neither stops nor delays anything."""
 
 import json
+import math
 import shutil
 import sqlite3
 import time
@@ -67,6 +68,11 @@ def write_long(journal: Journal, last: int) -> None:
     """The same up to step `last`, without a sync to the disk at each."""
     points = ({"step": n, "time_ms": 10**12 + n, "metrics": {"train/loss": 1 / n, "fd": n}} for n in range(1, last + 1))
     journal.path.write_text("".join(json.dumps(point) + "\n" for point in points))
+
+
+def diverge(workspace: Workspace, step: int, trial: Key = TRIAL) -> None:
+    """What a trial leaves last that diverged."""
+    write_json(workspace.trials / trial.hash / "result.json", {"status": "diverged", "step": step, "metrics": {}})
 
 
 def end(workspace: Workspace, step: int, trial: Key = TRIAL) -> None:
@@ -269,7 +275,7 @@ def test_a_recorder_logs_as_it_goes_and_closes_the_study(workspace):
     assert [found[key.hash].info.status for key in (TRIAL, OTHER)] == ["FINISHED", "FAILED"]
     assert steps(workspace) == [1, 2, 3]
     (parent,) = runs(workspace, "study")
-    assert parent.info.status == "FINISHED"
+    assert parent.info.status == "FAILED"  # as one of its trials
     assert [file.path for file in client(workspace).list_artifacts(parent.info.run_id)] == ["claims.py"]
 
 
@@ -469,3 +475,36 @@ def test_sync_of_a_study_that_an_older_version_ran_says_so(workspace, capsys):
     write_json(workspace.studies / "mine.json", {"study": "mine", "arms": [["a", "first"]], "trials": []})
     assert main(["sync"]) == 2
     assert "study 'mine' was run here by an older version; `iar-study run mine` runs it anew" in capsys.readouterr().err
+
+
+def test_a_trial_that_diverged_is_no_finished_run(workspace, capsys):
+    write(begin(workspace), 1)
+    end(workspace, 1)
+    write(begin(workspace, OTHER), 1)
+    diverge(workspace, 2, OTHER)
+    tracker = make_tracker(workspace)
+    for key in (TRIAL, OTHER):
+        tracker.finish(key)
+    client(workspace).set_terminated(tracker.run_id(OTHER), "FINISHED")  # as an older version did
+    write_manifest(workspace, TRIAL, OTHER)
+    for _ in range(2):
+        assert main(["sync"]) == 0
+        assert capsys.readouterr().out == "mine: 0 trials and 0 points added to MLflow\n"
+        found = {run.data.tags["trial"]: (run.info.status, run.data.tags["status"]) for run in runs(workspace)}
+        assert found == {TRIAL.hash: ("FINISHED", "finished"), OTHER.hash: ("FAILED", "diverged")}
+        assert [run.info.status for run in runs(workspace, "study")] == ["FAILED"]
+
+
+def test_values_that_are_not_finite_are_logged_once(workspace, capsys):
+    journal = begin(workspace)
+    journal.write(1, {"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.0})
+    journal.write(2, {"a": float("nan"), "b": 2.0, "c": 3.0, "d": float("inf")})
+    write_manifest(workspace, TRIAL)
+    for points in (8, 0):
+        assert main(["sync"]) == 0
+        assert f"and {points} points added" in capsys.readouterr().out
+    (run,) = runs(workspace)
+    (first, last) = client(workspace).get_metric_history(run.info.run_id, "a")
+    assert math.isnan(first.value)
+    assert math.isnan(last.value)
+    assert [point.value for point in client(workspace).get_metric_history(run.info.run_id, "b")][1] == 2.0

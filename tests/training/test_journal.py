@@ -1,5 +1,7 @@
 """The journal: append-only, each step once, and a torn last line costs that line alone."""
 
+import math
+
 import pytest
 
 from iar_study.errors import InputError
@@ -44,3 +46,12 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text('{"step": 1, "time_ms": 1, "metrics": {}}\n\0\0\n')
     with pytest.raises(InputError, match=r"journal\.jsonl is damaged .* run its study again"):
         read_journal(path)
+
+
+def test_values_that_are_not_finite_are_read_back(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path).write(1, {"nan": math.nan, "high": math.inf, "low": -math.inf})
+    (point,) = read_journal(path)
+    assert math.isnan(point["metrics"].pop("nan"))
+    assert point["metrics"] == {"high": math.inf, "low": -math.inf}
+    assert Journal(path).last_step == 1
