@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,51 @@ def load_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata alone of what `save_arrays` wrote. Raises as `load_arrays`."""
     with _opened(path) as (_, metadata):
         return metadata
+
+
+EVERY_S, SHARE = 1.0, 50
+"""What a computation has so far is saved a second after the last time, or later: saves take a fiftieth of the time."""
+
+
+class Due:
+    """When what a computation has so far is to be saved."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic() + EVERY_S
+
+    def now(self) -> bool:
+        return time.monotonic() >= self.at
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Entered while it is saved: what that takes decides when the next time is."""
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self.at = ended + max(EVERY_S, SHARE * (ended - began))
+
+
+class Kept:
+    """The arrays that a long computation has so far, in one file, by which it goes on after whatever ended it.
+
+    Who computes removes the file with the folder that it lies in, once the result is where it belongs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.due = path, Due()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what was kept; nothing where nothing was, or it is damaged."""
+        try:
+            return load_arrays(self.path)[0]
+        except InputError:
+            return {}
+
+    def offer(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Keep what `arrays` returns, if it is time to."""
+        if self.due.now():
+            with self.due.saving():
+                save_arrays(self.path, arrays())
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from scipy.spatial.distance import cdist
 
 from iar_study.codebook import Codebook, Rearrangement
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import LIKENESS
+from iar_study.storage import Kept
 
 BLOCK = 2**22
 """Distances between codes that are held at a time: 32 MB, and as much again for their order."""
@@ -156,6 +158,7 @@ def measure_near_codes(
     seed: int,
     *,
     measured: Callable[[int, Mapping[str, float]], None] | None = None,
+    kept: Kept | None = None,
 ) -> NearCodes:
     """Measure what replacing every token by a near code does to the decoded pictures, at the ranks of `ranks(N)`.
 
@@ -175,6 +178,7 @@ def measure_near_codes(
     extract : uint8 pictures (n, h, w, c) -> features float (n, d) and predicted labels int (n,).
     seed : of the random codes.
     measured : called with each rank and its metrics, as soon as they are known.
+    kept : what is known so far of each way to replace tokens.
 
     Raises
     ------
@@ -207,10 +211,17 @@ def measure_near_codes(
         }
         return metrics, pictures[:SHOWN_PICTURES].copy()  # a view would hold them all
 
+    so_far = kept.arrays() if kept else {}
     metrics: dict[str, dict[str, float]] = {}
     shown = {"true tokens": true[:SHOWN_PICTURES]}
     for way, others in replaced.items():
-        metrics[way], shown[way] = measure(decode(others))
+        if f"{way}: metrics" not in so_far:
+            found, pictures = measure(decode(others))
+            so_far |= {f"{way}: metrics": np.array([found[name] for name in LIKENESS]), f"{way}: pictures": pictures}
+            if kept:
+                kept.offer(partial(dict, so_far))
+        metrics[way] = dict(zip(LIKENESS, so_far[f"{way}: metrics"].tolist(), strict=True))
+        shown[way] = so_far[f"{way}: pictures"]
         if measured and len(metrics) <= len(at_ranks):
             measured(at_ranks[len(metrics) - 1], metrics[way])
 

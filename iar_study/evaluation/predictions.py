@@ -7,6 +7,7 @@ processes, and every figure is a quotient of two of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from iar_study.codebook import Rearrangement
 from iar_study.models.gpt import GPT
 from iar_study.models.losses import token_and_cluster_cross_entropy
+from iar_study.storage import Kept
 
 BINS = 15
 """Bins of equal width of the calibration error, as in Guo et al. (arXiv 1706.04599)."""
@@ -119,6 +121,7 @@ def evaluate_predictions(
     judge: Judge,
     total: Callable[[Tensor], Tensor],
     images_at_once: int,
+    kept: Kept | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Return the `val/*` metrics on held-out images, and the judge's sums, (T, ...), that they come from.
 
@@ -128,14 +131,23 @@ def evaluate_predictions(
     labels, tokens : int64 (n,) and (n, T), in the model's order: the images that this process evaluates.
     own : int64, the arm's own cluster boundaries.
     total : adds a tensor up over the processes.
+    kept : the sums over the images so far.
     """
     sums = torch.zeros(tokens.shape[1], len(COUNTED) + 3 * BINS, dtype=torch.float64)
     own_nll = torch.zeros((), dtype=torch.float64)
-    for label, target in zip(labels.split(images_at_once), tokens.split(images_at_once), strict=True):
-        if not len(label):  # of fewer images than processes, some get none
+    before = kept.arrays() if kept else {}
+    done = int(before["done"]) if before else 0
+    if before:
+        sums, own_nll = torch.from_numpy(before["sums"]), torch.from_numpy(before["own_nll"])
+    parts = zip(labels.split(images_at_once), tokens.split(images_at_once), strict=True)
+    for part, (label, target) in enumerate(parts):
+        if part < done or not len(label):  # of fewer images than processes, some get none
             continue
         logits = model(label, target[:, :-1])
         sums += judge.sums(logits, target)
         own_nll += token_and_cluster_cross_entropy(logits, target, own)[1].to("cpu", torch.float64) * target.numel()
+        if kept:
+            arrays = {"sums": sums.numpy(), "own_nll": own_nll.numpy(), "done": np.array(part + 1)}
+            kept.offer(partial(dict, arrays))
     sums, own_nll = total(sums), total(own_nll)
     return prediction_metrics(sums, "val") | {"val/own_cluster_nll": float(own_nll / sums[:, 0].sum())}, sums

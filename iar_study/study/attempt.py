@@ -26,13 +26,13 @@ from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.models.gpt import GPT
 from iar_study.models.sampling import generate
-from iar_study.storage import load_arrays, read_json, replacing, save_arrays, unwritable, write_json
+from iar_study.storage import Kept, load_arrays, read_json, replacing, save_arrays, unwritable, write_json
 from iar_study.study.making import decode, facts
 from iar_study.study.measuring import extractor_of, load_reference, measure_pictures, seen_by
 from iar_study.study.stages import images_of, load_codebook, load_codes
 from iar_study.study.trial import Busy, Trial
 from iar_study.study.workspace import is_finished
-from iar_study.training.gpt import original_order, step_seed, train_gpt
+from iar_study.training.gpt import PROGRESS, original_order, step_seed, train_gpt
 from iar_study.training.journal import Journal, read_journal
 from iar_study.training.parallel import collected, first_of, launch
 from iar_study.training.processes import n_processes, process_rank
@@ -136,6 +136,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
         lambda pictures: look(pictures)[::2],
         trial.seed,
         measured=lambda rank, metrics: journal.write(rank, {f"near/{name}": metrics[name] for name in metrics}),
+        kept=Kept(folder / PROGRESS / "replaced.safetensors"),
     )
     save_arrays(folder / "replaced.safetensors", {"replaced": found.pictures}, {"columns": found.columns})
     groups = {
@@ -146,6 +147,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     }
     final = {f"{kind}/{name}": value for kind, metrics in groups.items() for name, value in metrics.items()}
     write_json(folder / "result.json", {"status": "finished", "step": trial.steps, "metrics": final})
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
 
 
 def _sample(trial: Trial, base: Trial, trials: Path) -> None:
@@ -166,6 +168,7 @@ def _sample(trial: Trial, base: Trial, trials: Path) -> None:
     if metrics:
         Journal(folder / "journal.jsonl").write(trial.steps, metrics)
     write_json(folder / "result.json", {**of_base, "metrics": metrics})
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
 
 
 def weights_of(folder: Path) -> Path:
@@ -198,8 +201,12 @@ def sample_and_measure(
     """
     config, shared, device = trial.config.evaluation, trial.shared, trial.config.compute.device
     parts = (torch.arange(config.samples) % len(class_names)).split(SAMPLED_AT_ONCE)
-    mine = range(process_rank(), len(parts), n_processes())
-    drawn = {part: draw(model, trial.config, part, parts[part]) for part in mine}
+    kept = Kept(folder / PROGRESS / f"drawn-{step}-{process_rank()}.safetensors")
+    drawn = {int(part): torch.from_numpy(tokens) for part, tokens in kept.arrays().items()}
+    for part in range(process_rank(), len(parts), n_processes()):
+        if part not in drawn:
+            drawn[part] = draw(model, trial.config, part, parts[part])
+            kept.offer(lambda: {str(part): tokens.numpy() for part, tokens in drawn.items()})
     everyone: dict[int, torch.Tensor] = {}
     for some in collected(drawn):
         everyone |= some

@@ -169,7 +169,8 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.suffix == REMOVED or (path.suffix == ".tmp" and time.time() - path.stat().st_mtime > OLD)
+    unfinished = path.suffix in (".tmp", ".progress")
+    return path.suffix == REMOVED or (unfinished and time.time() - path.stat().st_mtime > OLD)
 
 
 def _product(kind: str, path: Path, about: dict[str, Any], trials: Sequence[str], studies: Sequence[str]) -> Product:

@@ -26,7 +26,7 @@ from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
 from iar_study.evaluation.fidelity import Reference
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_uint8
-from iar_study.storage import digest, load_arrays, save_arrays
+from iar_study.storage import Kept, digest, load_arrays, save_arrays
 from iar_study.study.encoded import Encoded
 from iar_study.study.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
 from iar_study.study.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared
@@ -72,14 +72,15 @@ def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) 
     torch.set_num_threads(THREADS)
     progress("encoding images", 0, 1, "")
     model = PatchVQ.load(tokenizer)
-    arrays = {
-        "train_tokens": encode_images(model, images.train),
-        "train_labels": images.train_labels,
-        "test_tokens": encode_images(model, images.test),
-        "test_labels": images.test_labels,
-        "codebook": model.codebook().detach().numpy(),
-    }
-    _save(path, arrays, class_names=images.class_names)
+    with _kept(path) as folder:
+        arrays = {
+            "train_tokens": encode_images(model, images.train, kept=Kept(folder / "train.safetensors")),
+            "train_labels": images.train_labels,
+            "test_tokens": encode_images(model, images.test, kept=Kept(folder / "test.safetensors")),
+            "test_labels": images.test_labels,
+            "codebook": model.codebook().detach().numpy(),
+        }
+        _save(path, arrays, class_names=images.class_names)
     progress("encoding images", 1, 1, "")
 
 

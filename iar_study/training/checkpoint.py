@@ -13,7 +13,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from iar_study.errors import InputError
-from iar_study.storage import digest, read_json, replacing, write_text
-
-EVERY_S, SHARE = 1.0, 50
-"""A save by the clock is due a second after the last one, or later, so that saves take a fiftieth of the time."""
+from iar_study.storage import Due, digest, read_json, replacing, write_text
 
 KEPT = 2
 """Checkpoints that are kept: should the newest be damaged, the one before is used."""
@@ -43,18 +39,17 @@ class Checkpoints:
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
         self.folder, self.made_with = folder, json.loads(json.dumps(made_with))
-        self._due = time.monotonic() + EVERY_S
-
-    def is_due(self) -> bool:
-        """Whether so much time has passed since the last save that the next may be afforded."""
-        return time.monotonic() >= self._due
+        self.due = Due()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write tensors (contiguous, on the CPU) and `state` (JSON) as the checkpoint after `step` steps.
 
         Raises `InputError` when the disk refuses; the checkpoints before stay.
         """
-        began, path = time.monotonic(), self.folder / f"{step:09d}.safetensors"
+        with self.due.saving():
+            self._save(self.folder / f"{step:09d}.safetensors", step, tensors, state)
+
+    def _save(self, path: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         with replacing(path) as temporary:
             try:
                 save_file(dict(tensors), temporary)
@@ -66,8 +61,6 @@ class Checkpoints:
         about = {"step": step, "sha256": sha256, "made_with": self.made_with, "state": dict(state)}
         write_text(path.with_suffix(".json"), json.dumps({"digest": digest(about), **about}, indent=1) + "\n")
         self._prune()
-        ended = time.monotonic()
-        self._due = ended + max(EVERY_S, SHARE * (ended - began))
 
     def _prune(self) -> None:
         kept = [path.stem for path in sorted(self.folder.glob("*.json"))[-KEPT:]]

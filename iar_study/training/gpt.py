@@ -8,6 +8,7 @@ any number of processes does the same, to the rounding of their sums.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
 from iar_study.models.gpt import GPT
-from iar_study.storage import save_arrays
+from iar_study.storage import Kept, save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
 from iar_study.training.objective import Objective, cluster_weight, mean_loss
@@ -38,6 +39,9 @@ Measure = Callable[[GPT, int], Mapping[str, float]]
 READERS = 2
 """Processes that read batches ahead for a GPT on a GPU."""
 
+
+PROGRESS = "progress"
+"""Folder, in the trial's, of what an evaluation or a measurement that goes on has so far; see `storage.Kept`."""
 
 EVALUATED_AT_ONCE = 250
 """Images that are evaluated together; fewer where a part of a batch is smaller."""
@@ -229,6 +233,8 @@ def train_gpt(
     fabric = fabric or launch(config)
     torch.set_num_threads(config.compute.threads)
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads what it has not written; to fill it with NaN takes 7 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     training = Training(fabric, config, codes, rearrangement)
     precision = fabric.strategy.precision
     journal = Journal(folder / "journal.jsonl") if fabric.is_global_zero else None
@@ -262,6 +268,8 @@ def train_gpt(
             # Several processes must stop at the same step: they ask each other now and then only.
             stopping = stop.agreed(fabric) if logging or fabric.world_size == 1 else 0
             saving = done % settings.checkpoint_every == 0 or last or stopping
+            # By the clock, too: several processes' clocks would not agree.
+            saving = saving or (fabric.world_size == 1 and checkpoints.due.now())
             if not (logging or evaluating or sampling or saving):
                 continue
 
@@ -275,7 +283,8 @@ def train_gpt(
                 metrics["train/grad_norm"] = float(gathered(grad_norm))
                 metrics["train/lr"] = learning_rate(settings, step)
             if evaluating or sampling:
-                found_here, sums = evaluate(training.evaluated_model())
+                kept = Kept(folder / PROGRESS / f"evaluated-{done}-{fabric.global_rank}.safetensors")
+                found_here, sums = evaluate(training.evaluated_model(), kept=kept)
                 metrics |= found_here
                 if last and journal is not None:
                     save_arrays(folder / "predictions.safetensors", by_position(sums))
@@ -285,6 +294,7 @@ def train_gpt(
                 metrics |= measure(original_order(training.evaluated_model(), rearrangement), done)
             if journal is not None and metrics:
                 journal.write(done, metrics)
+                shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # its result is written
             if saving:
                 tensors = training.tensors()
                 state = {"step": done, "sums": losses.sums, "count": losses.count, "precision": precision.state_dict()}
@@ -298,7 +308,7 @@ def train_gpt(
 
 def _evaluation(
     fabric: Fabric, config: TrialConfig, codes: Codes, rearrangement: Rearrangement, judge: Judge
-) -> Callable[[GPT], tuple[dict[str, float], Tensor]]:
+) -> Callable[..., tuple[dict[str, float], Tensor]]:
     """Return what measures a model on this process's share of the held-out images, and adds up over all."""
     held_out = slice(fabric.global_rank, config.evaluation.images, fabric.world_size)
     return partial(

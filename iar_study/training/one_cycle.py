@@ -73,7 +73,7 @@ def train_one_cycle(
                 raise InputError(f"the {what}'s loss is not finite at step {done}; lower {what}.lr")
             if progress:
                 progress(done, steps, f"loss {float(loss.detach()):.4f}")
-        if checkpoints and checkpoints.is_due():
+        if checkpoints and checkpoints.due.now():
             tensors = _tensors(model, optimizer, more or {})
             checkpoints.save(done, tensors, {"step": done, "schedule": schedule.state_dict()})
 

@@ -20,6 +20,7 @@ from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_float, to_uint8
+from iar_study.storage import Kept
 from iar_study.training.one_cycle import Progress, train_one_cycle
 
 REVIVE_EVERY = 20
@@ -105,10 +106,18 @@ def move_onto_outputs(model: PatchVQ, codes: Tensor, images: Tensor) -> None:
     model.quantize.embedding.weight[codes] = outputs[drawn]
 
 
-def encode_images(model: PatchVQ, images: np.ndarray, batch: int = 500) -> np.ndarray:
-    """Return the tokens, int32 (n, h * w) row by row, of uint8 images (n, H, W, C)."""
-    parts = [model.encode(to_float(images[i : i + batch])).flatten(1) for i in range(0, len(images), batch)]
-    return torch.cat(parts).to(torch.int32).numpy()
+def encode_images(model: PatchVQ, images: np.ndarray, batch: int = 500, kept: Kept | None = None) -> np.ndarray:
+    """Return the tokens, int32 (n, h * w) row by row, of uint8 images (n, H, W, C); `kept` has whole batches."""
+    parts = list(kept.arrays().values()) if kept else []
+
+    def tokens() -> np.ndarray:
+        return np.concatenate(parts)
+
+    for i in range(sum(map(len, parts)), len(images), batch):
+        parts.append(model.encode(to_float(images[i : i + batch])).flatten(1).to(torch.int32).numpy())
+        if kept:
+            kept.offer(lambda: {"tokens": tokens()})
+    return tokens()
 
 
 def decode_tokens(model: PatchVQ, tokens: np.ndarray, codebook: Tensor | None = None, batch: int = 500) -> np.ndarray:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from iar_study import storage
 from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import FEATURES, Classifier, classify
 from iar_study.models.vq import to_float
 from iar_study.storage import load_arrays, save_arrays
-from iar_study.training import checkpoint
 from iar_study.training.classifier import train_classifier
 
 DIGITS = np.rint(load_digits().images[..., None] * (255 / 16)).astype(np.uint8)
@@ -94,8 +94,8 @@ def test_bad_input(model: Classifier) -> None:
 
 
 def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    monkeypatch.setattr(storage, "EVERY_S", 0.0)
+    monkeypatch.setattr(storage, "SHARE", 0)
     config = replace(CONFIG, steps=30)
     whole = train_classifier(DIGITS, LABELS, 10, config, threads=1).state_dict()
     seen: list[tuple[int, int, str]] = []

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
+from iar_study import storage
 from iar_study.config import TokenizerConfig
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_float
-from iar_study.training import checkpoint
 from iar_study.training import tokenizer as module
 from iar_study.training.tokenizer import (
     decode_tokens,
@@ -166,8 +166,8 @@ def test_bad_input(model: PatchVQ) -> None:
 
 
 def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    monkeypatch.setattr(storage, "EVERY_S", 0.0)
+    monkeypatch.setattr(storage, "SHARE", 0)
     config = replace(CONFIG, codebook_size=256, steps=70)  # codes are revived after 20 and 40 steps
     whole = train_tokenizer(TRAIN, config, threads=1).state_dict()
     begun = []
