@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -91,7 +92,8 @@ def products(workspace: Workspace) -> dict[str, object]:
             assert (folder.name, point["step"]) not in found, "a point is there twice"
             found[folder.name, point["step"]] = metrics
         found[folder.name, "result"] = read_json(folder / "result.json")
-        found[folder.name, "weights"] = load_arrays(folder / "weights.safetensors")[0]
+        for file in sorted(folder.glob("*.safetensors")):
+            found[folder.name, file.name] = load_arrays(file)[0]
     return found
 
 
@@ -229,6 +231,35 @@ def test_sigkills_of_workers_and_of_the_runner_cost_no_bit(kills, prepared, undi
     last.join()
     assert last.exitcode == 0
     assert_same(prepared, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["components", "code-distance", "guidance"])
+def test_a_study_that_is_killed_two_seconds_after_each_start_ends_with_the_same_bits(study, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-m", "iar_study.cli", "run", study, "--profile", "smoke", "--seeds", "0", "1"]
+    started = time.monotonic()
+    # All that a run imports, in the runner and, beside it, in the server that its workers are forked from.
+    everything = "import iar_study.study.attempt, iar_study.study.tracking, iar_study.reporting.site"
+    subprocess.run([sys.executable, "-c", everything], check=True)
+    patience = time.monotonic() - started + 2
+    whole, cut = (make_workspace(tmp_path / name) for name in ("whole", "cut"))
+    subprocess.run(command, cwd=whole.root, check=True)
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, cwd=cut.root, start_new_session=True)
+        try:
+            assert process.wait(patience) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert kills < 200
+    print(f"{study}: killed {kills} times, {patience:.1f} s after each start")
+    assert_same(cut, whole)
+    assert not [path for path in (cut.root / "runs").rglob("*") if "progress" in path.name]
+    assert main(["report", study, "--check", "--from", str(whole.root), "-o", str(cut.reports)]) == 0
 
 
 def test_a_sigterm_to_all_processes_saves_every_trial(prepared, tmp_path):
