@@ -84,9 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     listing = command(
         "list",
         _list,
-        "List the studies with their questions, claims, arms, trials and about how long they take, and the profiles.",
-        "iar-study list --profile full",
+        "List the studies, a line each, with trials and about how long they take, and the profiles; or one study with "
+        "its claim and its arms.",
+        "iar-study list components --profile full",
     )
+    listing.add_argument("study", nargs="?", metavar="STUDY", help="tell of this one alone (default: a line for each)")
     listing.add_argument("--profile", default="quick", metavar="P", help="that the times are for (default: quick)")
 
     run = command(
@@ -346,10 +348,11 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command(
         "doctor",
         _doctor,
-        "Say what is installed, which device, data and store there are, and whether they fit. Exit code 1 if not.",
+        "Say what is installed, which device, data and store there are, and whether they fit. Nothing is fetched or "
+        "written. Exit code 1 if something does not fit.",
         "iar-study doctor",
     )
-    doctor.add_argument("--data", metavar="D", help="also load this data set")
+    doctor.add_argument("--data", metavar="D", help="look at this data set, too")
     return parser
 
 
@@ -384,15 +387,19 @@ def _add_orders(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from iar_study.reporting.listing import registry_text
+    from iar_study.reporting.listing import registry_text, study_text
     from iar_study.study.estimate import estimate
-    from iar_study.study.study import load_profile, load_profiles, load_studies
+    from iar_study.study.study import load_profile, load_profiles, load_studies, load_study
     from iar_study.study.workspace import Workspace
 
     workspace = Workspace.find()
     profile = load_profile(workspace.experiments, arguments.profile)
     profiles = list(load_profiles(workspace.experiments).values())
     studies = list(load_studies(workspace.experiments).values())
+    if arguments.study is not None:
+        study = load_study(workspace.experiments, arguments.study)
+        print(study_text(study, profile, estimate([study], profile, workspace)[1]))
+        return 0
     print(registry_text(studies, profiles, profile, *estimate(studies, profile, workspace)))
     return 0
 
@@ -887,8 +894,10 @@ def _sync(arguments: argparse.Namespace) -> int:
     except StoreError as error:
         print(f"iar-study: {error}", file=sys.stderr)
         return EXIT_FAILED
+    for problem in filled.skipped:
+        print(f"iar-study: {problem}", file=sys.stderr)
     print(f"{', '.join(filled.studies) or 'no study'}: {filled.runs} trials and {filled.points} points added to MLflow")
-    return 0
+    return EXIT_FAILED if filled.skipped else 0
 
 
 def _ui(arguments: argparse.Namespace) -> int:

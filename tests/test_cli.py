@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,15 +10,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from iar_study.cli import build_parser, main
 from iar_study.codebook import ORDERINGS, STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.rearrangement import load_rearrangement
+from iar_study.data import fashion_mnist
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.storage import load_arrays
 from iar_study.study.plan import GPUS
 from iar_study.study.status import counted, status_of
-from iar_study.study.study import load_studies
+from iar_study.study.study import load_profiles, load_studies, load_study
 from tests.study.conftest import make_workspace
 
 
@@ -214,18 +217,29 @@ def test_bad_input_about_a_codebook_is_one_line_and_exit_code_2(codebook, capsys
     assert not list(codebook.parent.glob("x.*"))
 
 
-def test_list_shows_every_study_with_claim_trials_and_time_and_every_profile(workspace, capsys):
+def test_list_fits_a_screen_and_has_a_line_for_every_study_and_profile(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["list", "--profile", "smoke"]) == 0
-    shown = capsys.readouterr().out
-    studies = load_studies(workspace.experiments)
-    for study in studies.values():
-        assert f"\n{study.name}\n  {study.question}\n" in f"\n{shown}"
-        assert study.claim.split()[0] in shown
-        assert all(f"    {arm.name}" in shown for arm in study.arms)
-    assert shown.count("(baseline)") == len(studies)
-    assert shown.count("  at smoke: ") == len(studies)
-    for word in ("10 trials, about", "minutes: no GPT is trained", "assumed, not measured", "full", "paper"):
-        assert word in " ".join(shown.split())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 26
+    begins = [line.split()[0] for line in lines if line]
+    assert {*load_studies(workspace.experiments), *load_profiles(workspace.experiments), "all"} <= set(begins)
+    (row,) = [line for line in lines if line.startswith("components ")]
+    assert re.fullmatch(r"components +10 +[\d.]+ to [\d.]+ (s|min|h) +[Ww]hich .*\.\.\.", row)
+    assert "assumed, not measured" in " ".join(lines)
+
+
+def test_list_of_a_study_tells_its_claim_and_its_arms(workspace, capsys):
+    assert main(["list", "components", "--profile", "smoke"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    study = load_study(workspace.experiments, "components")
+    assert shown.startswith(f"components {study.question} claim: {study.claim}")
+    assert all(f" {arm.name} {arm.description}" in shown for arm in study.arms)
+    assert shown.count("(baseline)") == 1
+    assert " at smoke: 10 trials, " in shown
+    assert main(["list", "componnets"]) == 2
+    assert "did you mean 'components'?" in capsys.readouterr().err
 
 
 TWO_STUDIES = """
@@ -331,6 +345,22 @@ def test_doctor_finds_this_environment_fit(workspace, capsys):
     shown = capsys.readouterr().out
     for word in ("python", "torch", "device", "data digits", "workspace", "store"):
         assert word in shown
+
+
+def test_doctor_looks_and_touches_nothing(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("IAR_DATA", str(workspace.root / "data"))
+    monkeypatch.setattr(fashion_mnist, "SYSTEM_FOLDER", workspace.root / "none")
+    monkeypatch.setattr(fashion_mnist, "_fetch", lambda *_: pytest.fail("something is fetched"))
+    pictures = workspace.root / "pictures"
+    for index in range(40):
+        (pictures / f"class{index % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), index).save(pictures / f"class{index % 2}" / f"{index}.png")
+    before = sorted(workspace.root.rglob("*"))
+    assert main(["doctor"]) == 0
+    assert "Fashion-MNIST is to be fetched: the first run does that" in capsys.readouterr().out
+    assert main(["doctor", "--data", f"folder:{pictures}"]) == 0
+    assert f"the pictures of {pictures} are to be decoded: the first run does that" in capsys.readouterr().out
+    assert sorted(workspace.root.rglob("*")) == before
 
 
 def test_doctor_says_what_does_not_fit(workspace, capsys):

@@ -1,58 +1,78 @@
-"""The registry as lines for a person: each study with its question, claim, arms, trials and estimated time."""
+"""The registry as lines for a person: a line for each study, or one study with its arms."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 
 from iar_study.reporting.plan import aligned
 from iar_study.study.estimate import Estimate
-from iar_study.study.plan import duration, plural
+from iar_study.study.plan import plural, span
 from iar_study.study.study import Profile, Study
-
-WIDTH = 118
 
 
 def registry_text(
     studies: Sequence[Study], profiles: Sequence[Profile], profile: Profile, each: Sequence[Estimate], total: Estimate
 ) -> str:
-    """Return all studies, `each` with its estimate at `profile`, what all take together, and the profiles."""
-    parts = [_study(study, profile, estimate) for study, estimate in zip(studies, each, strict=True)]
-    seeds = [f"{name.description} Seeds {', '.join(map(str, name.seeds))}." for name in profiles]
-    rows = [[f"    {name.name}", text] for name, text in zip(profiles, seeds, strict=True)]
-    parts.append(
+    """Return a line for each study, with its estimate at `profile`, for all together, and for each of the profiles."""
+    rows = [
+        [study.name, f"{estimate.trials}", _time(estimate), study.question]
+        for study, estimate in zip(studies, each, strict=True)
+    ]
+    rows.append(["all", f"{total.trials}", _time(total), "equal trials once"])
+    seeds = [[one.name, plural(len(one.seeds), "seed"), one.description] for one in profiles]
+    return "\n".join(
         [
-            f"all {len(studies)} studies at {profile.name}, equal trials once: {_time(total)}",
-            *textwrap.wrap(_told(total), WIDTH, initial_indent="    ", subsequent_indent="    "),
+            *_fitted([["study", "trials", f"at {profile.name}", "question"], *rows]),
+            *_wrapped(_told(total)),
+            "",
+            *_fitted([["profile", "seeds", "what it is"], *seeds]),
+            "",
+            "iar-study list STUDY tells its claim and its arms.",
         ]
     )
-    parts.append(["profiles", *aligned(rows)])
-    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _study(study: Study, profile: Profile, estimate: Estimate) -> list[str]:
-    rows = [
+def study_text(study: Study, profile: Profile, estimate: Estimate) -> str:
+    """Return a study with its question, claim and arms, and its estimate at `profile`."""
+    arms = [
         [f"    {arm.name}", arm.description + (" (baseline)" if arm.name == study.baseline else "")]
         for arm in study.arms
     ]
-    claim = textwrap.wrap(f"claim: {study.claim}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return [study.name, f"  {study.question}", *claim, *aligned(rows), f"  at {profile.name}: {_time(estimate)}"]
+    claim = textwrap.wrap(f"claim: {study.claim}", _width(), initial_indent="  ", subsequent_indent="    ")
+    time = f"  at {profile.name}: {plural(estimate.trials, 'trial')}, {_time(estimate)}"
+    return "\n".join(
+        [study.name, f"  {study.question}", *claim, *aligned(arms), time, *_wrapped(_told(estimate), "  ")]
+    )
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size((100, 24)).columns, 60)
+
+
+def _fitted(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines, in columns, of which the last is shortened to the screen."""
+    taken = sum(max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]) - 1))
+    room = max(_width() - taken, 20)
+    return aligned([[*row[:-1], textwrap.shorten(row[-1], room, placeholder=" ...")] for row in rows])
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, _width(), initial_indent=indent, subsequent_indent=indent)
 
 
 def _time(estimate: Estimate) -> str:
-    if not estimate.hours:
-        return f"{plural(estimate.trials, 'trial')}, minutes: no GPT is trained"
-    partly = "partly " if estimate.assumed and estimate.measured else ""
-    how = f"{partly}at an assumed speed" if estimate.assumed else "by the trials run here"
-    return f"{plural(estimate.trials, 'trial')}, about {duration(estimate.hours)} {how}"
+    return span(*estimate.hours) if estimate.hours[1] else "minutes"
 
 
 def _told(total: Estimate) -> str:
     """Say what the times rest on."""
+    if not total.hours[1]:
+        return "No GPT is trained."
     measured = "from trials of the same size that were run here" if total.measured else ""
     assumed = f"at {total.assumed}, which is assumed, not measured" if total.assumed else ""
     how = "; other sizes ".join(filter(None, (measured, assumed)))
     return (
-        f"Times: {plural(total.side_by_side, 'trial')} at once, {how}; without what trials share (tokenizer, "
-        f"classifier, clusterings), and as if nothing was there."
+        f"Times: {plural(total.side_by_side, 'trial')} at once, {how}; without tokenizer, classifier and clusterings."
     )

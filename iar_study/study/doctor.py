@@ -30,7 +30,10 @@ class Finding:
 
 
 def examine(data: str | None = None) -> list[Finding]:
-    """Look at Python, packages, devices, data, workspace and store; `data` names a data set to load as well."""
+    """Look at Python, packages, devices, data, workspace and store; `data` names a data set to look at as well.
+
+    Nothing is fetched, decoded or written.
+    """
     findings = [Finding("python", True, platform.python_version())]
     findings += [_package(Requirement(text)) for text in metadata.requires("iar-study") or [] if "extra ==" not in text]
     findings.append(_device())
@@ -65,8 +68,10 @@ def _data(name: str) -> Finding:
 
 
 def _images(name: str) -> str:
-    from iar_study.data.images import load_images
+    from iar_study.data.images import absent, load_images
 
+    if missing := absent(DataConfig(name)):
+        return f"{missing}: the first run does that"
     images = load_images(DataConfig(name))
     counts = f"{len(images.train):,} + {len(images.test):,} images, {len(images.class_names)} classes"
     return f"{counts}, {images.size} x {images.size} x {images.channels}"

@@ -23,12 +23,14 @@ from iar_study.study.plan import GPUS, same_trial
 from iar_study.study.study import Profile, Study, trial_configs
 from iar_study.study.workspace import Workspace
 
+PEAK = GPUS["H100"].peak_flops_per_second
+
 ASSUMED = {
     # A core of a server with AVX-512 does 60 G in a trial of `quick`, evaluation and all; others do less.
-    "cpu": (30e9, "30 GFLOP/s a trial"),
-    "cuda": (0.4 * GPUS["H100"].peak_flops_per_second, "40% of an H100's peak"),
+    "cpu": ((60e9, 15e9), "15 to 60 GFLOP/s a trial"),
+    "cuda": ((0.4 * PEAK, 0.2 * PEAK), "20 to 40% of an H100's peak"),
 }
-"""Device -> operations a second that are assumed where no trial was run here, and in words."""
+"""Device -> operations a second, at best and at worst, that are assumed where no trial was run here, and in words."""
 
 STARTING = 3.0
 """Seconds that a trial takes besides, to begin and to end: seen at `smoke`, where there is little else."""
@@ -49,8 +51,8 @@ class Estimate:
 
     trials: int
     """Arms with the same settings are one trial."""
-    hours: float
-    """With so many trials side by side; 0 where no GPT is trained."""
+    hours: tuple[float, float]
+    """The least and the most, with so many trials side by side; 0 where no GPT is trained."""
     side_by_side: int
     measured: int
     """Trials here that it is derived from; 0: it is assumed."""
@@ -63,7 +65,7 @@ class _Part:
     """A trial to be run: what tells it from others, and its time."""
 
     key: Any
-    seconds: float
+    seconds: tuple[float, float]
     measured: int
     assumed: str
 
@@ -82,7 +84,7 @@ def _parts(study: Study, profile: Profile, speeds: dict[Any, list[float]]) -> li
     for _, _, config in trial_configs(study, base, None, profile.seeds[:1]):
         flops = operations(config)
         if study.kind == "near-codes":
-            parts.append(_Part((study.kind, same_trial(config)), 0.0, 0, ""))
+            parts.append(_Part((study.kind, same_trial(config)), (0.0, 0.0), 0, ""))
             continue
         if study.kind == "sampling":
             trained = replace(config, evaluation=base.evaluation)
@@ -94,19 +96,20 @@ def _parts(study: Study, profile: Profile, speeds: dict[Any, list[float]]) -> li
 
 def _part(key: Any, config: TrialConfig, flops: int, speeds: dict[Any, list[float]]) -> _Part:
     measured = speeds.get(_shapes(flatten(config)), [])
-    rate, assumed = ASSUMED[config.compute.device]
+    (best, worst), assumed = ASSUMED[config.compute.device]
     if measured:
-        rate, assumed = median_low(measured), ""
-    return _Part(key, STARTING + flops / rate, len(measured), assumed)
+        # Not the slowest: a trial that was interrupted for a while took as long.
+        best, worst, assumed = max(measured), median_low(measured), ""
+    return _Part(key, (STARTING + flops / best, STARTING + flops / worst), len(measured), assumed)
 
 
 def _sum(parts: Iterable[_Part], seeds: int, slots: int) -> Estimate:
     distinct = {part.key: part for part in parts}.values()
     trials = seeds * len(distinct)
     side_by_side = max(1, min(slots, trials))
-    hours = seeds * sum(part.seconds for part in distinct) / 3600 / side_by_side
+    least, most = (seeds * sum(part.seconds[end] for part in distinct) / 3600 / side_by_side for end in (0, 1))
     assumed = next((part.assumed for part in distinct if part.assumed), "")
-    return Estimate(trials, hours, side_by_side, max((part.measured for part in distinct), default=0), assumed)
+    return Estimate(trials, (least, most), side_by_side, max((part.measured for part in distinct), default=0), assumed)
 
 
 def _slots(config: TrialConfig) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import NullPool, create_engine, text
@@ -78,6 +78,10 @@ Where a metric's name has an @ in reports it has a : here."""
 
 class StoreError(Exception):
     """The store cannot be reached or refuses what it is given; the message says which, and why, in one line."""
+
+
+class Deleted(StoreError):
+    """A study's experiment was deleted in MLflow, which keeps its name."""
 
 
 class Named(Protocol):
@@ -206,6 +210,12 @@ class Tracker:
     def _experiment(self) -> str:
         study = self.study
         found = self.client.get_experiment_by_name(study.name)
+        if found and found.lifecycle_stage == LifecycleStage.DELETED:
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise Deleted(
+                f"experiment {study.name!r} was deleted in MLflow; bring it back: "
+                f"MLFLOW_TRACKING_URI={shown(self.uri)} {restore}"
+            )
         if found:
             return found.experiment_id
         # A server keeps files itself; a database leaves it to who writes into it.
@@ -530,13 +540,15 @@ class Filled:
     studies: list[str] = field(default_factory=list)
     runs: int = 0
     points: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """What is in the way of studies that were left out."""
 
 
 def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
     """Log what the store lacks of the last run of `study` (default: of every study), from the trials' folders alone.
 
     What shows as running there, though its process was killed, is said to be stopped. The ids of the runs are written
-    into the studies' manifests.
+    into the studies' manifests. A study whose experiment was deleted is left out, and told.
 
     Raises
     ------
@@ -553,6 +565,9 @@ def fill_in(workspace: Workspace, study: str | None = None) -> Filled:
     for name in known if study is None else [study]:
         try:
             tracker = _fill_in_study(workspace, workspace.studies / f"{name}.json")
+        except Deleted as error:
+            filled.skipped.append(str(error))
+            continue
         except STORE_ERRORS as error:
             raise StoreError(f"cannot use the MLflow store {shown(uri)}: {reason(error)}") from error
         filled.studies.append(name)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from mlflow import MlflowClient
 
@@ -377,7 +378,7 @@ def test_each_visible_gpu_has_room_for_one_trial(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-3f")
     assert visible_gpus() == ["1", "GPU-3f"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(executors.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert visible_gpus() == ["0", "1"]
     monkeypatch.setattr(executors, "cpu_count", lambda: 5)
     assert make_executor("processes", tmp_path, ComputeConfig(threads=2)).has_room()

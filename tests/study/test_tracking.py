@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.cli import cli as mlflow_command
 from mlflow.exceptions import MlflowException
 
 from iar_study.cli import main
@@ -453,6 +455,36 @@ def test_sync_says_in_one_line_that_the_store_cannot_be_reached(workspace, monke
     said = capsys.readouterr().err
     assert said.startswith("iar-study: cannot use the MLflow store http://127.0.0.1:9: ")
     assert said.count("\n") == 1
+
+
+def test_sync_passes_over_a_deleted_experiment_and_tells_what_brings_it_back(workspace, capsys):
+    write(begin(workspace), 1, 2)
+    end(workspace, 2)
+    write_manifest(workspace, TRIAL)
+    assert main(["sync"]) == 0
+    of_mine = client(workspace).get_experiment_by_name("mine").experiment_id
+    client(workspace).delete_experiment(of_mine)
+    write_json(workspace.studies / "other.json", read_json(workspace.studies / "mine.json") | {"study": "other"})
+    capsys.readouterr()
+    assert main(["sync"]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("other: 1 trials and ")
+    (line,) = told.err.splitlines()
+    assert line.startswith("iar-study: experiment 'mine' was deleted in MLflow; bring it back: ")
+    assignment, *command = line.partition("back: ")[2].split()
+    assert assignment == f"MLFLOW_TRACKING_URI={store_uri(workspace)}"
+    runner = CliRunner(env=dict([assignment.split("=", 1)]))
+    assert runner.invoke(mlflow_command, command[1:]).exit_code == 0
+    assert main(["sync"]) == 0
+    assert steps(workspace) == [1, 2]
+
+
+def test_a_recorder_tells_of_a_deleted_experiment_at_its_end(workspace):
+    make_tracker(workspace)
+    client(workspace).delete_experiment(client(workspace).get_experiment_by_name("mine").experiment_id)
+    recorder = make_recorder(workspace)
+    recorder.saw(TRIAL)
+    assert "experiment 'mine' was deleted in MLflow" in recorder.close(5)
 
 
 def test_sync_names_the_studies_that_there_are(workspace, capsys):
