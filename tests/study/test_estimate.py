@@ -38,7 +38,7 @@ def study(*arms: dict[str, Any], **others: Any) -> Study:
     return Study("study", "?", "!", "0", named, **others)
 
 
-def seconds(found: Estimate) -> list[float]:
+def in_seconds(found: Estimate) -> list[float]:
     return [3600 * hours for hours in found.hours]
 
 
@@ -69,7 +69,7 @@ def test_without_a_trial_here_the_speed_is_assumed_and_said(workspace: Workspace
     assert (found.trials, found.measured, found.side_by_side) == (4, 0, 2)  # two arms are one, two seeds
     assert found.assumed == "15 to 60 GFLOP/s a trial"
     times = [4 * (STARTING + operations(SMOKE.config) / rate) / 2 for rate in (BEST, WORST)]
-    assert seconds(found) == pytest.approx(times)
+    assert in_seconds(found) == pytest.approx(times)
 
 
 def test_trials_of_the_same_size_tell_the_speed(workspace: Workspace) -> None:
@@ -79,11 +79,11 @@ def test_trials_of_the_same_size_tell_the_speed(workspace: Workspace) -> None:
     longer = {"train.steps": 120}
     found, other = estimate([study({}), study({"model.width": 128})], SMOKE, workspace)[0]
     assert (found.measured, found.assumed) == (3, "")
-    assert seconds(found) == pytest.approx([2 * (STARTING + 10) / 2, 2 * (STARTING + 12) / 2])
+    assert in_seconds(found) == pytest.approx([2 * (STARTING + 10) / 2, 2 * (STARTING + 12) / 2])
     assert (other.measured, other.assumed) == (0, "15 to 60 GFLOP/s a trial")
     [twice], _ = estimate([study(longer)], SMOKE, workspace)
     ratio = operations(with_settings(SMOKE.config, longer)) / operations(SMOKE.config)
-    assert seconds(twice) == pytest.approx([2 * (STARTING + 10 * ratio) / 2, 2 * (STARTING + 12 * ratio) / 2])
+    assert in_seconds(twice) == pytest.approx([2 * (STARTING + 10 * ratio) / 2, 2 * (STARTING + 12 * ratio) / 2])
 
 
 def test_what_cannot_be_read_is_left_out(workspace: Workspace) -> None:
