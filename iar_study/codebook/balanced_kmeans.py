@@ -100,6 +100,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """
         rows = self._rows(X, reset=True)
         self._check_parameters(rows)
+        if within_range(rows) is not rows:
+            by = power_of_two(rows).item()
+            raise ValueError(f"X's squared distances leave the range of {rows.dtype}; divide X by {by:.0e} first")
         lower, upper = self._bounds(len(rows), self.size_min, self.size_max)
         if upper > len(rows):
             raise ValueError(f"size_max={upper} is more than the {len(rows)} points")
@@ -108,14 +111,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         mean = rows.mean(0, dtype=np.float64).astype(rows.dtype)
         in_place = not self.copy_x and rows.flags.writeable
         rows = np.subtract(rows, mean, out=rows if in_place else None)  # small numbers lose less in distances
+        threshold = self.tol * float(rows.var(0, dtype=np.float64).mean())
         given = not isinstance(self.init, str) and not callable(self.init)
         runs = 1 if given else self.n_init
         best = None
         try:
-            if within_range(rows) is not rows:
-                by = power_of_two(rows).item()
-                raise ValueError(f"X's squared distances leave the range of {rows.dtype}; divide X by {by:.0e} first")
-            threshold = self.tol * float(rows.var(0, dtype=np.float64).mean())
             for run in range(runs):
                 centers = self._start(rows, mean, random_state)
                 found = self._run(rows, centers, lower, upper, threshold, (run, runs))
@@ -159,10 +159,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     def _rows(self, X: ArrayLike, reset: bool) -> Any:
         """Check X and, for the cosine metric, scale its rows to length 1."""
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
+        rows: Any = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be 'euclidean' or 'cosine', not {self.metric!r}")
-        return _at_length_one(X) if self.metric == "cosine" else X
+        return _at_length_one(rows) if self.metric == "cosine" else rows
 
     def _check_parameters(self, X: np.ndarray) -> None:
         if self.n_clusters < 1:

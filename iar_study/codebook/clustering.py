@@ -74,8 +74,8 @@ def cluster_codes(
 def comparable(vectors: np.ndarray, metric: str) -> np.ndarray:
     """Return the codes, float64 (N, d), such that the squared Euclidean distance compares them by `metric`.
 
-    For "cosine", rows of length 1 (a zero row stays zero); for "euclidean", the codes themselves, or all of them divided
-    by one power of two where their squares would leave float64's range. Raises `InputError` for vectors that are not
+    For "cosine", rows of length 1 (a zero row stays zero). For "euclidean", the codes themselves, or all of them over
+    one power of two where squared distances would leave float64's range. Raises `InputError` for vectors that are not
     finite (N, d).
     """
     vectors = np.asarray(vectors)
