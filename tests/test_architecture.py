@@ -1,6 +1,8 @@
 """The way of the data is one direction: a package of `iar_study` imports only from those before it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,10 @@ def test_the_codebook_needs_neither_torch_nor_mlflow_and_mlflow_is_known_in_one_
         if path.parent.name == "codebook":
             assert "torch" not in {module.partition(".")[0] for module in imported(path, at_once=True)}, path
         assert "mlflow" not in roots or path.name == "tracking.py", path
+
+
+def test_what_every_command_needs_loads_nothing_heavy():
+    heavy = "{'torch', 'mlflow', 'lightning', 'pandas', 'matplotlib', 'sklearn', 'scipy', 'numba', 'PIL'}"
+    modules = ", ".join(f"iar_study.{name}" for name in ("errors", "config", "storage", "cli"))
+    check = f"import sys, {modules}; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

@@ -20,6 +20,7 @@ from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.clustering import STRATEGIES, cluster_codes, comparable
 from iar_study.codebook.codebook import Codebook
 from iar_study.codebook.kernels import TABLE64, float64, kernel
+from iar_study.codebook.norms import power_of_two, row_norms
 from iar_study.codebook.rearrangement import Rearrangement
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays
@@ -37,7 +38,7 @@ LARGEST_TREE = 5e10
 def summary(codebook: Codebook, use: np.ndarray | None = None) -> pd.Series:
     """Return what one wants to know of a codebook first, by name; `use` as `Codebook.use` returns it."""
     points, vectors = codebook.points, codebook.vectors
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    norms = row_norms(vectors.astype(np.float64))
     identical = codebook.duplicates()
     original = Rearrangement.identity(len(points))
     facts: dict[str, object] = {
@@ -45,6 +46,7 @@ def summary(codebook: Codebook, use: np.ndarray | None = None) -> pd.Series:
         "dimensions": vectors.shape[1],
         "look-up": codebook.lookup,
         "digest": codebook.digest,
+        **_divided(codebook),
         "norm, smallest": norms.min(),
         "norm, median": np.median(norms),
         "norm, largest": norms.max(),
@@ -68,6 +70,13 @@ def summary(codebook: Codebook, use: np.ndarray | None = None) -> pd.Series:
         facts["dead codes (no token)"] = int((use == 0).sum())
         facts["perplexity of the tokens"] = float(np.exp(-np.sum(share * np.log(share))))
     return pd.Series(facts, name="value", dtype=object)
+
+
+def _divided(codebook: Codebook) -> dict[str, float]:
+    """Say by what codes too large or small to be squared were divided (see `comparable`); nothing of others."""
+    if codebook.lookup == "cosine" or np.array_equal(codebook.points, codebook.vectors):
+        return {}
+    return {"inertia is of the codes divided by": power_of_two(codebook.vectors).item()}
 
 
 def _nearest_similarity(points: np.ndarray) -> float:
@@ -249,7 +258,7 @@ def rearrange(
         "order within": within,
         "order between": between,
     }
-    return arranged, made_of | _describe(points, arranged) | {"seconds": seconds}
+    return arranged, made_of | _divided(codebook) | _describe(points, arranged) | {"seconds": seconds}
 
 
 def judge(codebook: Codebook, arranged: Rearrangement, use: np.ndarray | None = None) -> pd.Series:
@@ -258,7 +267,8 @@ def judge(codebook: Codebook, arranged: Rearrangement, use: np.ndarray | None = 
         raise InputError(
             f"the rearrangement is of {len(arranged.permutation)} codes, the codebook has {len(codebook.vectors)}"
         )
-    facts = {"clusters": len(arranged.boundaries) - 1} | _describe(codebook.points, arranged)
+    facts: dict[str, Any] = {"clusters": len(arranged.boundaries) - 1} | _divided(codebook)
+    facts |= _describe(codebook.points, arranged)
     if use is not None:
         share = clusters(codebook.points, arranged, use)["token_share"]
         facts |= {"token share, smallest": share.min(), "token share, largest": share.max()}

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from iar_study.codebook.assignment import Assignment, constrained_assignment
 from iar_study.codebook.kernels import TABLE32, TABLE64, float64, int32, kernel
+from iar_study.codebook.norms import power_of_two, within_range
 
 
 class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -31,6 +32,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     ----------
     n_clusters : number of clusters n.
     size_min, size_max : bounds on the clusters' sizes; by default floor(N / n) and ceil(N / n), as equal as can be.
+        A fit leaves no cluster empty, as k-means: `size_min=0` is the same as 1 there.
     metric : "euclidean", or "cosine" for the same on rows scaled to length 1.
     init : "k-means++", "random" (points drawn at random), centres (n, d), or a function of (X, n_clusters,
         random_state) that returns centres.
@@ -93,11 +95,18 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
         Raises
         ------
-        ValueError : X that is not a finite matrix of at least n rows, bounds that do not fit, bad parameters.
+        ValueError : X that is not a finite matrix of at least n rows, or whose squared distances leave the range of its
+            type; bounds that do not fit, bad parameters.
         """
         rows = self._rows(X, reset=True)
         self._check_parameters(rows)
+        if within_range(rows) is not rows:
+            by = power_of_two(rows).item()
+            raise ValueError(f"X's squared distances leave the range of {rows.dtype}; divide X by {by:.0e} first")
         lower, upper = self._bounds(len(rows), self.size_min, self.size_max)
+        if upper > len(rows):
+            raise ValueError(f"size_max={upper} is more than the {len(rows)} points")
+        lower = max(lower, 1)
         random_state = check_random_state(self.random_state)
         mean = rows.mean(0, dtype=np.float64).astype(rows.dtype)
         in_place = not self.copy_x and rows.flags.writeable
@@ -150,10 +159,10 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     def _rows(self, X: ArrayLike, reset: bool) -> Any:
         """Check X and, for the cosine metric, scale its rows to length 1."""
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
+        rows: Any = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset)
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be 'euclidean' or 'cosine', not {self.metric!r}")
-        return normalize(X) if self.metric == "cosine" else X
+        return _at_length_one(rows) if self.metric == "cosine" else rows
 
     def _check_parameters(self, X: np.ndarray) -> None:
         if self.n_clusters < 1:
@@ -168,23 +177,19 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise ValueError(f"init must be 'k-means++', 'random', centres or a function, not {self.init!r}")
 
     def _bounds(self, points: int, size_min: Any, size_max: Any) -> tuple[int, int]:
-        """Return the bounds for `points` points, None being the default; refuse what `KMeansConstrained` refuses."""
+        """Return the bounds for `points` points, None being the default; refuse what no assignment can meet."""
         lower = points // self.n_clusters if size_min is None else size_min
         upper = -(-points // self.n_clusters) if size_max is None else size_max
         # One bound alone moves the other's default out of its way.
         lower = min(lower, upper) if size_min is None else lower
         upper = max(lower, upper) if size_max is None else upper
-        if not (0 <= lower <= points and 0 <= upper <= points):
+        if not 0 <= lower <= upper:
+            raise ValueError(f"size_min={lower} must be at least 0 and at most size_max={upper}")
+        n = self.n_clusters
+        if not lower * n <= points <= upper * n:
             raise ValueError(
-                "size_min and size_max must be a positive number smaller than the number of data points or `None`"
-            )
-        if upper < lower:
-            raise ValueError("size_max must be larger than size_min")
-        if lower * self.n_clusters > points:
-            raise ValueError("The product of size_min and n_clusters cannot exceed the number of samples (X)")
-        if upper * self.n_clusters < points:
-            raise ValueError(
-                "The product of size_max and n_clusters must be larger than or equal the number of samples (X)"
+                f"{points} points do not fit into {n} clusters of {lower} to {upper} points, which hold {lower * n} to "
+                f"{upper * n} in all; give another size_min or size_max (to predict, None for no bound)"
             )
         return lower, upper
 
@@ -199,7 +204,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         centers = check_array(given, dtype=X.dtype, copy=True)
         if centers.shape != (n, X.shape[1]):
             raise ValueError(f"the initial centres are of shape {centers.shape}, not {(n, X.shape[1])}")
-        return (normalize(centers) if self.metric == "cosine" else centers) - mean
+        return (_at_length_one(centers) if self.metric == "cosine" else centers) - mean
 
     def _run(
         self, X: np.ndarray, centers: np.ndarray, lower: int, upper: int, threshold: float, run: tuple[int, int]
@@ -248,6 +253,11 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             print(text, flush=True)
         if self.progress:
             self.progress(run[0] * self.max_iter + n_iter, run[1] * self.max_iter, text)
+
+
+def _at_length_one(X: np.ndarray) -> Any:
+    """Scale the rows to length 1; a zero row stays zero."""
+    return normalize(X / power_of_two(X, 1))
 
 
 def _means(X: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.balanced_kmeans import BalancedKMeans
 from iar_study.codebook.kernels import TABLE64, int64, kernel
+from iar_study.codebook.norms import unit_vectors, within_range
 from iar_study.errors import InputError, nearest
 
 Progress = Callable[[int, int, str], None]
@@ -73,7 +74,9 @@ def cluster_codes(
 def comparable(vectors: np.ndarray, metric: str) -> np.ndarray:
     """Return the codes, float64 (N, d), such that the squared Euclidean distance compares them by `metric`.
 
-    For "cosine", rows of length 1 (a zero row stays zero). Raises `InputError` for vectors that are not finite (N, d).
+    For "cosine", rows of length 1 (a zero row stays zero). For "euclidean", the codes themselves, or all of them over
+    one power of two where squared distances would leave float64's range. Raises `InputError` for vectors that are not
+    finite (N, d).
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
@@ -81,10 +84,7 @@ def comparable(vectors: np.ndarray, metric: str) -> np.ndarray:
     if metric not in ("cosine", "euclidean"):
         raise InputError(f"unknown metric {metric!r}; known: cosine, euclidean")
     vectors = vectors.astype(np.float64)
-    if metric == "euclidean":
-        return vectors
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+    return within_range(vectors) if metric == "euclidean" else unit_vectors(vectors)
 
 
 def _balanced(points: np.ndarray, n_clusters: int, seed: int, progress: Progress | None) -> np.ndarray:

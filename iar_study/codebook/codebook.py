@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from iar_study.codebook.clustering import comparable
-from iar_study.errors import InputError
+from iar_study.errors import InputError, listed
 from iar_study.storage import digest, load_torch
 
 Lookup = Literal["cosine", "euclidean"]
@@ -29,13 +32,16 @@ LAYOUTS: dict[str, tuple[str, Lookup]] = {
 """Key of a checkpoint's weights -> whose layout that is, and its look-up rule."""
 
 
+KIND = "a codebook is a float (N, d) array of two codes or more"
+
+
 @dataclass(frozen=True)
 class Codebook:
     """The codes of a visual tokenizer (or any table of embeddings that is to be studied like one).
 
     Attributes
     ----------
-    vectors : float32 or float64 (N, d), finite.
+    vectors : float32 or float64 (N, d), finite; what is given in another precision or byte order is converted.
     lookup : "cosine" when a vector is given the code nearest in direction (LlamaGen), "euclidean" when the nearest in
         space (taming-transformers).
     source : what it was read from, for people.
@@ -46,9 +52,11 @@ class Codebook:
     source: str = "array"
 
     def __post_init__(self) -> None:
-        v = self.vectors
-        if v.ndim != 2 or not v.size or v.dtype not in (np.float32, np.float64):
-            raise InputError(f"{self.source}: a codebook is a float (N, d) array, not {v.dtype} {v.shape}")
+        v = np.asarray(self.vectors)
+        if reason := _unfit(v.shape, np.issubdtype(v.dtype, np.floating)):
+            raise InputError(f"{self.source}: {KIND}, not {v.dtype} {v.shape}, which {reason}")
+        v = np.ascontiguousarray(v, np.float64 if v.dtype.itemsize >= 8 else np.float32)
+        object.__setattr__(self, "vectors", v)
         bad = np.flatnonzero(~np.isfinite(v).all(1))
         if len(bad):
             raise InputError(f"{self.source}: {len(bad)} of {len(v)} codes are NaN or infinite, the first is {bad[0]}")
@@ -68,17 +76,15 @@ class Codebook:
 
         Raises
         ------
-        InputError : a file that is missing, damaged, of another kind, or holds no (single) table.
+        InputError : a file missing, damaged, of another kind, or holds no (single) table; it says what is there.
         """
         if not path.is_file():
             raise InputError(f"no codebook at {path}")
-        tables, source, rule = _read(path)
-        vectors = np.asarray(tables[_choose({key: table.shape for key, table in tables.items()}, path, name)][:])
+        arrays, source, rule = _read(path)
+        vectors = _choose(arrays, path, name).read()
         if lookup is None and source == "array":
             source += f"; look-up taken to be by {rule}"
-        if vectors.dtype != np.float64:
-            vectors = vectors.astype(np.float32)
-        return cls(np.ascontiguousarray(vectors), lookup or rule, f"{path} ({source})")
+        return cls(vectors, lookup or rule, f"{path} ({source})")
 
     @property
     def digest(self) -> str:
@@ -108,94 +114,141 @@ class Codebook:
         return np.bincount(tokens.ravel(), minlength=len(self.vectors))
 
 
-Tables = Mapping[str, Any]
-"""Name -> a floating (N, d) table with a `shape`, which is read when it is sliced."""
+@dataclass(frozen=True)
+class _Array:
+    """An array in a file, read when it is chosen: a language model's file is large, and one table of it is wanted."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+    read: Callable[[], np.ndarray]
 
 
-def _read(path: Path) -> tuple[Tables, str, Lookup]:
-    """Return the tables of a file, what kind of file it is, and its look-up rule."""
+def _unfit(shape: tuple[int, ...], floating: bool) -> str:
+    """Say why an array cannot be a codebook, "" where it can."""
+    if len(shape) != 2:
+        return f"has {len(shape)} dimension{'s' * (len(shape) != 1)}"
+    if not floating:
+        return "holds no floating-point numbers"
+    if 0 in shape:
+        return "is empty"
+    return "" if shape[0] > 1 else "has a single row"
+
+
+def _read(path: Path) -> tuple[dict[str, _Array], str, Lookup]:
+    """Return all arrays of a file, what kind of file it is, and its look-up rule."""
     if path.suffix in (".npy", ".npz"):
-        loaded = _load_numpy(path)
-        arrays = {"array": loaded} if path.suffix == ".npy" else loaded
-        tables = {key: a for key, a in arrays.items() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)}
-        return tables, "array", "cosine"
+        return _numpy_arrays(path), "array", "cosine"
     if path.suffix == ".safetensors":
-        stored = _open_safetensors(path)
+        stored = _safetensors_arrays(path)
         return stored, "tokenizer" if EMBEDDING in stored else "array", "cosine"
     if path.suffix in CHECKPOINT_SUFFIXES:
-        return _load_checkpoint(path)
+        return _checkpoint_arrays(path)
     known = ", ".join((".npy", ".npz", ".safetensors", *CHECKPOINT_SUFFIXES))
     raise InputError(f"{path}: unknown kind of file; a codebook is read from {known}")
 
 
-def _load_numpy(path: Path) -> Any:
+@contextmanager
+def _whole(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a reader raises of a damaged file (ValueError, EOFError, BadZipFile ...) into one line."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if path.suffix == ".npy" else dict(loaded)
-    except Exception as error:  # numpy raises whatever its readers do: ValueError, EOFError, BadZipFile, zlib.error
-        raise InputError(f"{path} is damaged or no NumPy file ({error})") from error
+        yield
+    except Exception as error:
+        raise InputError(f"{path} is damaged or no {kind} file ({error})") from error
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A table in a safetensors file: a language model's file is large, and only one table of it is wanted."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    bfloat16: bool
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        if self.bfloat16:  # which NumPy does not know
-            with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor(self.name).float().numpy()[rows]
-        with safe_open(self.path, framework="numpy") as file:
-            return file.get_tensor(self.name)[rows]
+def _numpy_arrays(path: Path) -> dict[str, _Array]:
+    with _whole(path, "NumPy"):
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                return {"array": _numpy_array(path, file)}
+        with zipfile.ZipFile(path) as archive:
+            arrays = {}
+            for member in filter(lambda name: name.endswith(".npy"), archive.namelist()):
+                with archive.open(member) as file:
+                    arrays[member.removesuffix(".npy")] = _numpy_array(path, file, member)
+            return arrays
 
 
-def _open_safetensors(path: Path) -> Tables:
-    tables = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                stored = file.get_slice(name)
-                shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-                if len(shape) == 2 and dtype in ("F64", "F32", "F16", "BF16"):
-                    tables[name] = _Stored(path, name, shape, dtype == "BF16")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error})") from error
-    return tables
+def _numpy_array(path: Path, file: IO[bytes], member: str = "") -> _Array:
+    """Describe an array by its header: nothing of an array of objects is ever unpickled."""
+
+    def read() -> np.ndarray:
+        with _whole(path, "NumPy"):
+            loaded = np.load(path, allow_pickle=False)
+            return loaded[member] if member else loaded
+
+    first = np.lib.format.read_magic(file) == (1, 0)
+    header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    return _Array(shape, str(dtype), np.issubdtype(dtype, np.floating), read)
 
 
-def _load_checkpoint(path: Path) -> tuple[Tables, str, Lookup]:
+def _safetensors_arrays(path: Path) -> dict[str, _Array]:
+    arrays = {}
+    with _whole(path, "safetensors"), safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            stored = file.get_slice(name)
+            dtype = stored.get_dtype()
+            floating = dtype.startswith(("F", "BF"))
+            arrays[name] = _Array(tuple(stored.get_shape()), dtype, floating, partial(_read_stored, path, name, dtype))
+    return arrays
+
+
+def _read_stored(path: Path, name: str, dtype: str) -> np.ndarray:
+    numpy_knows = dtype in ("F64", "F32", "F16")
+    with _whole(path, "safetensors"), safe_open(path, framework="numpy" if numpy_knows else "pt") as file:
+        return file.get_tensor(name) if numpy_knows else file.get_tensor(name).float().numpy()
+
+
+def _checkpoint_arrays(path: Path) -> tuple[dict[str, _Array], str, Lookup]:
     import torch
 
     loaded = load_torch(path)
-    if isinstance(loaded, torch.Tensor):
-        loaded = {"tensor": loaded}
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, not named weights")
-    key = next((key for key in LAYOUTS if isinstance(loaded.get(key), Mapping)), None)
+    named = loaded if isinstance(loaded, Mapping) else {}
+    key = next((key for key in LAYOUTS if isinstance(named.get(key), Mapping)), None)
     source, rule = LAYOUTS[key] if key else ("array", "cosine")
-    tables = {
-        name: tensor.detach().float()
-        for name, tensor in (loaded[key] if key else loaded).items()
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 2
+    arrays = {}
+    for name, tensor in _leaves(named[key] if key else loaded):
+        if isinstance(tensor, torch.Tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            arrays[name or "tensor"] = _Array(
+                tuple(tensor.shape), dtype, tensor.is_floating_point(), partial(_values, tensor)
+            )
+    return arrays, source, rule
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Give what a checkpoint holds, however deep it is nested, by dotted names."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _values(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().to_dense()
+    return (tensor if tensor.itemsize == 8 else tensor.float()).numpy()
+
+
+def _choose(arrays: Mapping[str, _Array], path: Path, name: str | None) -> _Array:
+    """Return the array `name`, or else the one table that is called like a codebook, or else the only table."""
+    unfit = {
+        key: f"{key} {array.shape} {array.dtype} {reason}"
+        for key, array in arrays.items()
+        if (reason := _unfit(array.shape, array.floating))
     }
-    return tables, source, rule
-
-
-def _choose(shapes: Mapping[str, tuple[int, ...]], path: Path, name: str | None) -> str:
-    """Return `name`, or else the one table that is called like a codebook, or else the only table."""
-    listed = ", ".join(f"{key} {tuple(shape)}" for key, shape in list(shapes.items())[:12]) or "none"
-    if len(shapes) > 12:
-        listed += f" and {len(shapes) - 12} more"
-    if name is not None:
-        if name not in shapes:
-            raise InputError(f"{path} holds no table {name!r}; its tables: {listed}")
-        return name
-    named = [key for key in shapes if key == EMBEDDING or key.endswith(f".{EMBEDDING}") or key == "codebook"]
-    chosen = named or list(shapes)
+    tables = [key for key in arrays if key not in unfit]
+    if name in unfit:
+        raise InputError(f"{path}: {KIND}, and {unfit[name]}")
+    if not tables:
+        raise InputError(f"{path} holds no codebook; {KIND}, and there is: {listed(unfit.values(), 6)}")
+    told = listed((f"{key} {arrays[key].shape}" for key in tables), 12)
+    if name is not None and name not in tables:
+        raise InputError(f"{path} holds no table {name!r}; its tables: {told}")
+    named = [key for key in tables if key == EMBEDDING or key.endswith(f".{EMBEDDING}") or key == "codebook"]
+    chosen = [name] if name is not None else named or tables
     if len(chosen) != 1:
-        raise InputError(f"{path}: which table is the codebook? Name it (--tensor NAME); its tables: {listed}")
-    return chosen[0]
+        raise InputError(f"{path}: which table is the codebook? Name it (--tensor NAME); its tables: {told}")
+    return arrays[chosen[0]]

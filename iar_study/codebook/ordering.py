@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.kernels import TABLE64, int64, kernel, part, void
+from iar_study.codebook.norms import within_range
 from iar_study.errors import InputError, nearest
 
 LARGEST_SPECTRAL = 8192
@@ -27,7 +28,7 @@ def order_vectors(vectors: np.ndarray, ordering: str) -> np.ndarray:
     """
     if ordering not in ORDERINGS:
         raise InputError(f"unknown ordering {ordering!r}; {nearest(ordering, list(ORDERINGS))}")
-    return ORDERINGS[ordering](np.ascontiguousarray(vectors, dtype=np.float64)).astype(np.int64)
+    return ORDERINGS[ordering](within_range(np.ascontiguousarray(vectors, dtype=np.float64))).astype(np.int64)
 
 
 def _none(vectors: np.ndarray) -> np.ndarray:

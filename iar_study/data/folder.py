@@ -110,7 +110,9 @@ def _find_splits(root: Path) -> tuple[Classes, Classes]:
                 f"{name} (only in {'train' if name in train else 'test'})"
                 for name in sorted(train.keys() ^ test.keys())
             )
-            raise InputError(f"train and test under {root} must hold the same classes, but differ in: {differing}")
+            raise InputError(
+                f"train and test under {root} must hold pictures of the same classes, but differ: {differing}"
+            )
         _check_two_classes(root / "train", train)
         return train, test
     classes = _find_classes(root, hint=_lone_split_hint(root) if has_train or has_test else "")

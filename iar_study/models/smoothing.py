@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iar_study.models.gpt import at_least_float32
 from iar_study.models.losses import Reduction, check_codes, check_shapes, codes_and_mask, own_cluster, reduced
+from iar_study.models.vq import unit
 
 
 class Spread(NamedTuple):
@@ -59,10 +60,10 @@ def similarity_spread(codebook: Tensor, k: int = 12, temperature: float = 0.1, c
         raise ValueError(
             f"k = {k} must be from 1 to {len(codebook) - 1} and temperature = {temperature} must be positive"
         )
-    unit = torch.nn.functional.normalize(at_least_float32(codebook.detach()), dim=1)
+    rows = unit(at_least_float32(codebook.detach()), 1)
     codes, shares = [], []
-    for start in range(0, len(unit), chunk):
-        similarity = unit[start : start + chunk] @ unit.T
+    for start in range(0, len(rows), chunk):
+        similarity = rows[start : start + chunk] @ rows.T
         similarity.diagonal(start).fill_(-torch.inf)
         nearest = similarity.topk(k)
         codes.append(nearest.indices)

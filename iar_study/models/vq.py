@@ -6,6 +6,7 @@ with its weight names, so its checkpoints are read as they are. `PatchVQ`, in `p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def unit(x: Tensor, dim: int) -> Tensor:
+    """L2-normalise along `dim`: what can be squared to the same bits as `F.normalize`, what cannot in the same way.
+
+    The power of two that it is scaled by first is exact, as in `codebook.norms`.
+    """
+    most = math.frexp(torch.finfo(x.dtype).max)[1] * 3 // 4
+    exponent = torch.frexp(x.detach().abs().amax(dim, keepdim=True)).exponent.clamp(-most, most)
+    return F.normalize(x * x.new_tensor(2).pow(-exponent), dim=dim)
+
+
 def look_up(z: Tensor, codebook: Tensor) -> Tensor:
     """Return the nearest row by cosine, int64 (B, h, w), for L2-normalised z (B, d, h, w) and codebook (N, d)."""
     return (z.detach().permute(0, 2, 3, 1) @ codebook.detach().T).argmax(-1)
@@ -52,11 +63,11 @@ class VectorQuantizer(nn.Module):
 
     def codebook(self) -> Tensor:
         """Return the L2-normalised rows, float (N, d)."""
-        return F.normalize(self.embedding.weight, dim=-1)
+        return unit(self.embedding.weight, -1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Replace each vector of z, float (B, d, h, w), by its code; what is returned is as in `Tokenizer.forward`."""
-        z, codebook = F.normalize(z, dim=1), self.codebook()
+        z, codebook = unit(z, 1), self.codebook()
         tokens = look_up(z, codebook)
         q = F.embedding(tokens, codebook).permute(0, 3, 1, 2)
         losses = {"codebook": F.mse_loss(q, z.detach()), "commitment": F.mse_loss(z, q.detach())}
@@ -106,7 +117,7 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the tokens, int64 (B, h, w), of float images (B, C, H, W) in [-1, 1]."""
-        return look_up(F.normalize(self.latents(images), dim=1), self.codebook())
+        return look_up(unit(self.latents(images), 1), self.codebook())
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

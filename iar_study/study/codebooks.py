@@ -21,6 +21,7 @@ import pandas as pd
 from iar_study.codebook import STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.analysis import compare_strategies
 from iar_study.codebook.clustering import comparable
+from iar_study.codebook.norms import within_range
 from iar_study.errors import InputError
 from iar_study.evaluation.near_codes import nearest_codes, random_other_codes
 from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
@@ -363,8 +364,11 @@ def replace_codes(
 def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors, float (N, d), on their two principal axes, float64 (N, 2), and each axis's share of variance.
 
+    Vectors too large or too small to be squared are divided by a power of two before.
+
     An axis points to where its largest loading is positive, and numbers are rounded: the same on every machine.
     """
+    vectors = within_range(vectors)
     centred = vectors - vectors.mean(0)
     _, spread, axes = np.linalg.svd(centred, full_matrices=False)
     plane, shares = np.zeros((len(vectors), 2)), np.zeros(2)

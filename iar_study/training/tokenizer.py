@@ -19,7 +19,7 @@ from iar_study.config import TokenizerConfig
 from iar_study.data.batches import batch_indices
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
-from iar_study.models.vq import to_float, to_uint8
+from iar_study.models.vq import to_float, to_uint8, unit
 from iar_study.storage import Kept
 from iar_study.training.one_cycle import Progress, train_one_cycle
 
@@ -101,7 +101,7 @@ def train_tokenizer(
 @torch.no_grad()
 def move_onto_outputs(model: PatchVQ, codes: Tensor, images: Tensor) -> None:
     """Put the codes of a bool mask (N,) onto randomly drawn encoder outputs for float `images`, in place."""
-    outputs = F.normalize(model.latents(images), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    outputs = unit(model.latents(images), 1).permute(0, 2, 3, 1).flatten(0, 2)
     drawn = torch.randperm(len(outputs))[torch.arange(int(codes.sum())) % len(outputs)]
     model.quantize.embedding.weight[codes] = outputs[drawn]
 

@@ -78,6 +78,41 @@ def test_without_bounds_it_is_plain_k_means():
     np.testing.assert_allclose(ours.transform(X), theirs.transform(X), atol=1e-6)
 
 
+def test_a_start_far_from_all_points_leaves_no_cluster_empty():
+    """As k-means-constrained's own test of it: centres that would draw no point are not lost, nor do they collapse."""
+    X = np.array([[1.1, 1.1], [0.9, 1.1], [1.1, 0.9], [0.9, 1.1]])
+    start = np.array([[1.0, 1.0], [5.0, 5.0], [-5.0, -5.0]])
+    for bounds in ({}, {"size_min": 0}, {"size_min": 0, "size_max": 4}):
+        model = BalancedKMeans(3, init=start, n_init=1, random_state=42, **bounds).fit(X)
+        assert len(np.unique(model.labels_)) == 3
+        distances = np.linalg.norm(model.cluster_centers_[:, None] - model.cluster_centers_, axis=-1)
+        assert (distances[np.triu_indices(3, 1)] >= 0.1).all()
+
+
+@pytest.mark.parametrize("X", [np.ones((12, 2)), np.array([[0.0], [0], [0], [1]]), np.repeat(np.eye(2), 6, 0)])
+@pytest.mark.parametrize("size_min", [0, 1])
+def test_identical_points_fill_as_many_clusters_as_there_are(X, size_min):
+    model = BalancedKMeans(4, size_min=size_min, size_max=len(X), n_init=1, random_state=0).fit(X)
+    assert np.bincount(model.labels_, minlength=4).min() >= 1
+
+
+@pytest.mark.parametrize("points", [10, 399, 801])
+def test_to_predict_more_or_fewer_points_than_fit_tells_bounds_and_what_to_do(points):
+    X = clouds()
+    model = BalancedKMeans(4, size_min=100, size_max=200, n_init=1, random_state=0).fit(X)
+    X = np.resize(X, (points, X.shape[1]))
+    with pytest.raises(ValueError, match=f"^{points} points .* 4 clusters of 100 to 200 points, which hold 400 to 800"):
+        model.predict(X)
+    assert len(model.predict(X, size_min=None, size_max=None)) == points
+    with pytest.raises(ValueError, match="None for no bound"):
+        model.predict(X)
+
+
+def test_fewer_points_than_a_largest_size_can_be_predicted():
+    model = BalancedKMeans(4, size_min=0, size_max=200, n_init=1, random_state=0).fit(clouds())
+    np.testing.assert_array_equal(model.predict(clouds()[:10]), model.predict(clouds()[:10], size_max=None))
+
+
 def test_cosine_is_the_same_on_rows_of_length_one():
     X = clouds()
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -144,8 +146,32 @@ def palette_with_transparency(path):
     picture.save(path, transparency=1)
 
 
-def animation(path):
-    Image.new("RGB", (8, 8), GREEN).save(path, save_all=True, append_images=[Image.new("RGB", (8, 8), RED)])
+def big_endian_grey16(path):
+    Image.frombytes("I;16B", (8, 8), np.full((8, 8), 200 * 256 + 17, ">u2").tobytes()).save(path)
+
+
+def png16(colour_type, *samples):
+    """Save a PNG of 16 bits a sample, which Pillow itself does not write in colour."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def save(path):
+        header = struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0)
+        pixels = zlib.compress((b"\0" + struct.pack(f">{len(samples)}H", *samples) * 8) * 8)
+        content = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+    return save
+
+
+def animation(path, mode="RGB", colors=(GREEN, RED)):
+    first, second = (Image.new(mode, (8, 8), color) for color in colors)
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+
+
+def clear_animation(path):
+    animation(path, "RGBA", ((*RED, 0), (*GREEN, 255)))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +188,16 @@ def animation(path):
         ("palette_clear.png", palette_with_transparency, WHITE),
         ("cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save, RED),
         ("cmyk.tiff", Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save, RED),
-        ("animation.gif", animation, GREEN),
+        ("grey16_big.tif", big_endian_grey16, (200, 200, 200)),
+        ("grey16_alpha.png", png16(4, 200 * 256, 0), WHITE),
+        ("colour16.png", png16(2, 200 * 256 + 17, 100 * 256, 50 * 256), (200, 100, 50)),
+        ("colour16_alpha.png", png16(6, 0, 0, 0, 0), WHITE),
+        ("grey_alpha.tiff", Image.new("LA", (8, 8), (0, 0)).save, WHITE),
+        ("palette_alpha.tif", lambda path: Image.new("RGBA", (8, 8)).convert("PA").save(path), WHITE),
+        ("clear.webp", Image.new("RGBA", (8, 8), (*RED, 0)).save, WHITE),
+        ("luma.jpg", Image.new("YCbCr", (8, 8), (128, 128, 128)).save, (128, 128, 128)),
+        *((f"animation.{kind}", animation, GREEN) for kind in ("gif", "webp", "png", "tiff")),
+        *((f"clear_animation.{kind}", clear_animation, WHITE) for kind in ("gif", "webp", "png")),
         ("picture.bmp", Image.new("RGB", (8, 8), GREEN).save, GREEN),
         ("picture.JPEG", Image.new("RGB", (8, 8), WHITE).save, WHITE),
         ("picture.webp", lambda path: Image.new("RGB", (8, 8), GREEN).save(path, lossless=True), GREEN),
@@ -173,17 +208,59 @@ def test_every_mode_becomes_rgb(read_one, name, save, color):
     assert abs(picture - np.array(color)).max() <= 2
 
 
-def test_exif_orientation_is_applied(read_one):
-    def save(path):
-        picture = Image.new("RGB", (8, 8), RED)
-        picture.paste(BLUE, (0, 0, 8, 4))  # blue above red, to be shown turned by a half
-        exif = Image.Exif()
-        exif[0x0112] = 3
-        picture.save(path, exif=exif)
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+"""EXIF orientation -> how the stored pixels are to be shown."""
 
-    picture = read_one("turned.png", save)
-    assert tuple(picture[0, 0]) == RED
-    assert tuple(picture[7, 0]) == BLUE
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("name", ["turned.png", "turned.tiff", "turned.webp"])
+def test_exif_orientation_is_applied(read_one, name, orientation):
+    stored, exif = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = orientation
+    picture = read_one(name, lambda path: Image.fromarray(stored).save(path, exif=exif, lossless=True))
+    np.testing.assert_array_equal(picture, UPRIGHT[orientation](stored))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_turns_nothing(read_one, orientation):
+    stored, exif = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(read_one("x.png", lambda path: Image.fromarray(stored).save(path, exif=exif)), stored)
+
+
+def long(name):
+    return name + "x" * (255 - len(name.encode()) - len(".png")) + ".png"
+
+
+ODD_NAMES = [
+    "two words.png",
+    "ü 漢字 🙂.png",
+    long("a"),
+    long("漢"),
+    "quote\"'.png",
+    "-dash %s {0} [red].png",
+    "new\nline.png",
+    os.fsdecode(b"\xff\xfe.png"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_odd_names_of_pictures_and_classes_are_read(tmp_path, name):
+    for folder in ("a", name):
+        for other in (name, "0.png"):
+            paint(tmp_path / folder / other, GREEN)
+    images = load(tmp_path, 8)
+    assert set(images.class_names) == {"a", name}
+    assert load(tmp_path, 8).digest == images.digest
 
 
 def test_decoded_pictures_are_kept_until_a_file_changes(divided, monkeypatch):
@@ -265,6 +342,16 @@ def test_splits_with_different_classes_are_refused(divided):
         load(divided)
 
 
+def test_a_class_folder_without_pictures_is_no_class_of_its_split(divided):
+    (divided / "train" / "c").mkdir()
+    (divided / "test" / "c").mkdir()
+    (divided / "test" / "c" / "notes.txt").write_text("words")
+    assert load(divided).class_names == ("a", "b")
+    paint(divided / "train" / "c" / "0.png")
+    with pytest.raises(InputError, match=r"pictures of the same classes, but differ: c \(only in train\)"):
+        load(divided)
+
+
 def test_a_lone_split_is_pointed_out(divided):
     (divided / "test").rename(divided / "val")
     with pytest.raises(InputError, match=r"has train/ but no test/: add it, or give folder:.*/train"):
@@ -272,9 +359,12 @@ def test_a_lone_split_is_pointed_out(divided):
     assert len(load(divided / "train").train) == 4
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "tiff", "bmp"])
 @pytest.mark.parametrize("content", ["truncated", "words", "empty"])
-def test_an_unreadable_picture_is_named(divided, data_home, content):
-    path = divided / "test" / "a" / "1.png"
+def test_an_unreadable_picture_is_named(divided, data_home, kind, content):
+    path = divided / "test" / "a" / f"9.{kind}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "words": b"no picture", "empty": b""}[content])
     with pytest.raises(InputError, match=f"^{path} cannot be read as a picture .*; repair or remove it"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError
+from tests.data.test_folder import ODD_NAMES, UPRIGHT
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (7, 4, 5, 3), dtype=np.uint8)
@@ -197,12 +198,22 @@ def test_pictures_of_different_sizes_are_refused_by_name(tmp_path):
         read(open_pictures(tmp_path))
 
 
-def test_a_camera_picture_on_its_side_is_read_upright(tmp_path):
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_camera_picture_on_its_side_is_read_upright(tmp_path, orientation):
+    stored, exif = PICTURES[1].swapaxes(0, 1) if orientation > 4 else PICTURES[1], Image.Exif()
+    exif[0x0112] = orientation
     paint(tmp_path / "0.png", PICTURES[0])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.full((5, 4, 3), 9, np.uint8)).save(tmp_path / "1.jpg", exif=exif)
-    assert read(open_pictures(tmp_path))[1].shape == (4, 5, 3)
+    Image.fromarray(stored).save(tmp_path / "1.png", exif=exif)
+    np.testing.assert_array_equal(read(open_pictures(tmp_path))[1], UPRIGHT[orientation](stored))
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_odd_names_of_pictures_and_classes_are_read(tmp_path, name):
+    paint(tmp_path / "a" / "0.png", PICTURES[0])
+    paint(tmp_path / name / name, PICTURES[1])
+    opened = open_pictures(tmp_path)
+    assert set(opened.class_names) == {"a", name}
+    assert len(read(opened)) == len(opened.digest) / 32 == 2
 
 
 def test_bad_folders_and_paths_are_one_line(tmp_path):
@@ -211,9 +222,11 @@ def test_bad_folders_and_paths_are_one_line(tmp_path):
     with pytest.raises(InputError, match=r"no pictures at .*nowhere; give an .npz with arr_0, or a folder"):
         open_pictures(tmp_path / "nowhere")
     paint(tmp_path / "0.png", PICTURES[0])
-    (tmp_path / "1.png").write_bytes(b"words")
-    with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
-        open_pictures(tmp_path)
+    whole = (tmp_path / "0.png").read_bytes()
+    for content in (b"words", b"", whole[:-30]):
+        (tmp_path / "1.png").write_bytes(content)
+        with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+            read(open_pictures(tmp_path))
 
 
 @pytest.mark.parametrize("count", [0, 8])

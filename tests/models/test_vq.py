@@ -18,12 +18,14 @@ from iar_study.models.vq import (
     RECENT_TOKENS,
     VQ_8,
     VQ_16,
+    VectorQuantizer,
     VQConfig,
     VQModel,
     look_up,
     save_rearranged,
     to_float,
     to_uint8,
+    unit,
 )
 
 SMALL = VQConfig(multipliers=(1, 1, 2), channels=32, z_channels=16, codebook_size=64, code_dim=4)
@@ -149,6 +151,31 @@ def test_to_uint8_clips_and_rounds() -> None:
 def test_to_float_wants_a_batch_of_uint8(images: np.ndarray) -> None:
     with pytest.raises(InputError, match="expected uint8 images"):
         to_float(images)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_unit_vectors_and_their_gradients_are_those_of_normalize_to_the_bit(dim: int) -> None:
+    torch.manual_seed(0)
+    x, above = torch.randn(2, 64, 8, 5).exp() * torch.randn(64, 8, 5), torch.randn(2, 64, 8, 5)
+    ours, plain = (x.clone().requires_grad_() for _ in range(2))
+    assert torch.equal(unit(ours, dim), F.normalize(plain, dim=dim))
+    unit(ours, dim).backward(above)
+    F.normalize(plain, dim=dim).backward(above)
+    assert torch.equal(ours.grad, plain.grad)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.float64, 1e200)])
+def test_vectors_that_cannot_be_squared_have_length_one(dtype: torch.dtype, size: float) -> None:
+    vectors = torch.tensor([[3, -4], [3 * size, -4 * size], [3 / size, -4 / size], [0, 0]], dtype=dtype)
+    torch.testing.assert_close(unit(vectors, 1), torch.tensor([[0.6, -0.8]] * 3 + [[0, 0]], dtype=dtype))
+
+
+def test_a_codebook_of_any_size_is_looked_up_by_direction() -> None:
+    torch.manual_seed(0)
+    quantizer, z = VectorQuantizer(16, 4), torch.randn(2, 4, 3, 3)
+    _, _, tokens = quantizer(z)
+    quantizer.embedding.weight.data *= torch.tensor([1e30, 1.0, 1e-30, 1e-15]).repeat(4)[:, None]
+    assert torch.equal(quantizer(z * 1e30)[2], tokens)
 
 
 def test_look_up_passes_no_gradient() -> None:

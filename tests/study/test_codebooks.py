@@ -248,10 +248,14 @@ def test_the_principal_plane_is_the_same_for_any_sign_of_the_axes() -> None:
     assert (plane[:, 0] @ centred[:, 0] > 0) == (np.abs(axes[:, -1]).argmax() == 0)
 
 
-def test_the_plane_of_one_dimension_and_of_codes_that_are_the_same() -> None:
+def test_the_plane_of_one_dimension_of_large_codes_and_of_codes_that_are_the_same() -> None:
     plane, shares = principal_plane(np.array([[1.0], [2.0], [4.0]]))
     assert plane[:, 1].tolist() == [0, 0, 0]
     assert shares.tolist() == [1, 0]
+    vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        principal_plane(vectors * np.float32(2.0**100))[1], principal_plane(vectors)[1], rtol=1e-5
+    )
     plane, shares = principal_plane(np.ones((4, 3)))
     assert not plane.any()
     assert shares.tolist() == [0, 0]
