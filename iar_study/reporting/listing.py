@@ -40,7 +40,7 @@ def study_text(study: Study, profile: Profile, estimate: Estimate) -> str:
         [f"    {arm.name}", arm.description + (" (baseline)" if arm.name == study.baseline else "")]
         for arm in study.arms
     ]
-    claim = textwrap.wrap(f"claim: {study.claim}", _width(), initial_indent="  ", subsequent_indent="    ")
+    claim = _wrapped(f"claim: {study.claim}", "  ")
     time = f"  at {profile.name}: {plural(estimate.trials, 'trial')}, {_time(estimate)}"
     return "\n".join(
         [study.name, f"  {study.question}", *claim, *aligned(arms), time, *_wrapped(_told(estimate), "  ")]
@@ -59,7 +59,7 @@ def _fitted(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, _width(), initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _time(estimate: Estimate) -> str:

@@ -96,6 +96,8 @@ def run_study(
     InputError : bad settings or data. Trials that fail for another reason are reported in the outcome instead.
     """
     base, configs = asked(study, profile, arms, seeds, settings, n_processes())
+    for data in {config.data for _, _, config in configs}:
+        absent(data)  # a folder that is none is refused before a word
     display.say(_in_words(study, profile, configs))
     write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
     together = n_processes() > 1
@@ -159,10 +161,10 @@ def _all_finished(
     study: Study, base: TrialConfig, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
 ) -> list[Trial] | None:
     """Return the trials where all that they share is made and every one has ended; else None. Nothing is made."""
+    if any(absent(data) for data in {config.data for _, _, config in configs}):
+        return None
     trials, frozen = [], replace(workspace, frozen=True)
     for arm, seed, config in configs:
-        if absent(config.data):
-            return None
         try:
             shared = stages_of(config, frozen, lambda *_: None).shared()
         except (NotMade, InputError):  # of what does not fit, the checks will say more

@@ -222,7 +222,7 @@ write_index(folder, CLAIMS)
 
 @pytest.mark.parametrize("running", [True, False])
 def test_a_report_of_a_study_that_has_not_ended_is_provisional(store, tmp_path, monkeypatch, running):
-    ended, other = Status("baseline", 0, True, 500, 500), Status("iar", 0, False, 40, 500, running)
+    ended, other = Status("baseline", 0, True, 500, 500), Status("iar", 0, False, 40, 500, running=running)
     monkeypatch.setattr(site, "status_of", lambda store, study: [ended, other])
     page, *_ = write_site(store, ["components"], tmp_path, CLAIMS)
     words = "Provisional: 1 of 2 trials have ended"
