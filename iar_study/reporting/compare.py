@@ -180,7 +180,7 @@ def _differences(rows: Sequence[Mapping[Any, Any]], about: Metric) -> list[list[
         p = f" (p {p_text(row['p_holm'])})" if pd.notna(row["p_holm"]) else ""
         mark = "! " if row["finding"] == DIFFER else ""
         cells.append([f"      {row['arm']}", *each, f"{gap}{mark}{row['finding']}{p}"])
-    return cells if len(cells) > 1 else []
+    return cells if len(cells) > 1 else [["    difference from baseline: no other arm is in both"]]
 
 
 def _estimate(row: Mapping[Any, Any], name: str, bounds: str, about: Metric, sign: str = "") -> str:

@@ -108,6 +108,15 @@ def test_what_is_not_there_is_said(build):
         assert words in text
 
 
+def test_of_stores_that_share_the_baseline_alone_the_means_are_compared(build):
+    alone = build(arms={"baseline": "the token loss alone"})
+    for a, b in ((alone, alone), (alone, build()), (build(), alone)):
+        text = comparison_text(beside(a, b), "here", "there")
+        assert "difference from baseline: no other arm is in both" in text
+        assert "      baseline *" in text
+        assert text.splitlines()[-1].startswith("A and B")
+
+
 def test_one_seed_has_no_interval(build):
     a, b = build(seeds=(0,)), build(seeds=(1,))
     text = comparison_text(beside(a, b), "a", "b")
