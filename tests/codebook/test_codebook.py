@@ -275,10 +275,11 @@ def test_points_have_length_one_where_the_look_up_is_by_cosine():
 def test_the_package_needs_little_beyond_scikit_learn(tmp_path):
     np.save(tmp_path / "a.npy", VECTORS)
     script = (
-        "import sys, sklearn; brought = set(sys.modules);"
+        "import sys, sklearn; brought = set(sys.modules); import iar_study.codebook;"
+        "late = {'sklearn.cluster', 'sklearn.metrics', 'sklearn.preprocessing'} & set(sys.modules) - brought;"
         "from pathlib import Path; from iar_study.codebook import Codebook, cluster_codes;"
         f"cluster_codes(Codebook.load(Path({str(tmp_path / 'a.npy')!r})).vectors, 'balanced', 3);"
         "heavy = {'torch', 'mlflow', 'lightning', 'pandas', 'matplotlib', 'pydantic', 'PIL', 'ray'};"
-        "sys.exit(' '.join(heavy & set(sys.modules) - brought) or None)"
+        "sys.exit(' '.join(late | heavy & set(sys.modules) - brought) or None)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
