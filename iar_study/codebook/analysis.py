@@ -80,6 +80,8 @@ def _divided(codebook: Codebook) -> dict[str, float]:
 
 def _nearest_similarity(points: np.ndarray) -> float:
     """Return the median over codes (or `SAMPLE` of them) of the cosine similarity to the most similar other code."""
+    if len(points) == 1:
+        return np.nan
     unit = comparable(points, "cosine")
     sample = _sample(len(points))
     best = []

@@ -121,7 +121,6 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
         (np.zeros(3, np.float32), "float .N, d. array"),
         (np.zeros((0, 3), np.float32), "float .N, d. array"),
         (np.zeros((3, 3), np.int64), "float .N, d. array"),
-        (VECTORS[:1], "has a single row"),
         (VECTORS.astype(complex), "complex128 .12, 4., which holds no floating-point numbers"),
         (np.where(np.eye(3) > 0, np.nan, 1.0), "3 of 3 codes are NaN or infinite, the first is 0"),
         (np.where(np.arange(3)[:, None] == 2, -np.inf, np.ones((3, 3))), "1 of 3 codes .* the first is 2"),
