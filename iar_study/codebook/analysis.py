@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.clustering import STRATEGIES, cluster_codes, comparable
 from iar_study.codebook.codebook import Codebook
 from iar_study.codebook.kernels import TABLE64, float64, kernel
-from iar_study.codebook.norms import power_of_two, row_norms
+from iar_study.codebook.norms import power_of_two, row_norms, squared_distances
 from iar_study.codebook.rearrangement import Rearrangement
 from iar_study.errors import InputError
 from iar_study.storage import load_arrays
@@ -81,6 +80,8 @@ def _divided(codebook: Codebook) -> dict[str, float]:
 
 def _nearest_similarity(points: np.ndarray) -> float:
     """Return the median over codes (or `SAMPLE` of them) of the cosine similarity to the most similar other code."""
+    if len(points) == 1:
+        return np.nan
     unit = comparable(points, "cosine")
     sample = _sample(len(points))
     best = []
@@ -152,7 +153,7 @@ def neighbour_agreement(
     sample = _sample(size)
     shares = np.zeros(len(ks))
     for part in np.array_split(sample, -(-len(sample) * size // BLOCK)):
-        distances = euclidean_distances(ordered[part], ordered, squared=True)
+        distances = squared_distances(ordered[part], ordered)
         distances[np.arange(len(part)), part] = np.inf
         nearest = np.argpartition(distances, ks[-1] - 1, axis=1)[:, : ks[-1]]
         by_distance = np.take_along_axis(distances, nearest, 1).argsort(1, kind="stable")
@@ -189,7 +190,7 @@ def assignment_gap(points: np.ndarray, labels: np.ndarray) -> tuple[float, float
     """
     sizes = np.bincount(labels)
     inertia = float(_inertia(points, labels).sum())
-    best = constrained_assignment(euclidean_distances(points, _centroids(points, labels), squared=True), sizes, sizes)
+    best = constrained_assignment(squared_distances(points, _centroids(points, labels)), sizes, sizes)
     return inertia, max(inertia - best.cost, 0.0) / inertia if inertia else 0.0
 
 

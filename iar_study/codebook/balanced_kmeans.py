@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.cluster import kmeans_plusplus
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.preprocessing import normalize
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.extmath import row_norms
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -150,6 +147,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     def transform(self, X: ArrayLike) -> Any:
         """Return the distances of X, float (M, d), to the centres, float (M, n)."""
+        from sklearn.metrics.pairwise import euclidean_distances
+
         check_is_fitted(self)
         return euclidean_distances(self._rows(X, reset=False), self.cluster_centers_)
 
@@ -195,6 +194,8 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     def _start(self, X: np.ndarray, mean: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
         """Return starting centres (n, d) of the centred X."""
+        from sklearn.cluster import kmeans_plusplus
+
         n = self.n_clusters
         if isinstance(self.init, str):
             if self.init == "random":
@@ -257,7 +258,9 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
 def _at_length_one(X: np.ndarray) -> Any:
     """Scale the rows to length 1; a zero row stays zero."""
-    return normalize(X / power_of_two(X, 1))
+    scaled = X / power_of_two(X, 1)
+    norms = row_norms(scaled)[:, None]
+    return scaled / np.where(norms > 0, norms, 1)
 
 
 def _means(X: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:

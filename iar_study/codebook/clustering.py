@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.balanced_kmeans import BalancedKMeans
 from iar_study.codebook.kernels import TABLE64, int64, kernel
-from iar_study.codebook.norms import unit_vectors, within_range
+from iar_study.codebook.norms import squared_distances, unit_vectors, within_range
 from iar_study.errors import InputError, nearest
 
 Progress = Callable[[int, int, str], None]
@@ -101,7 +99,7 @@ def _greedy(points: np.ndarray, n_clusters: int, seed: int, progress: Progress |
     size = len(points) // n_clusters
     centroids = points[np.random.default_rng(seed).choice(len(points), n_clusters, replace=False)]
     for done in range(1, GREEDY_ROUNDS + 1):
-        distances = euclidean_distances(points, centroids, squared=True)
+        distances = squared_distances(points, centroids)
         order = np.argsort(distances.min(1), kind="stable")
         labels = _first_come_first_served(distances, order, size)
         new = points[np.argsort(labels, kind="stable")].reshape(n_clusters, size, -1).mean(1)
@@ -130,6 +128,8 @@ def _first_come_first_served(distances: np.ndarray, order: np.ndarray, size: int
 
 def _plain(points: np.ndarray, n_clusters: int, seed: int, progress: Progress | None) -> np.ndarray:
     """k-means without the size constraint: clusters of unequal sizes."""
+    from sklearn.cluster import KMeans
+
     return KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(points)
 
 
@@ -148,6 +148,8 @@ def _agglomerative(points: np.ndarray, n_clusters: int, seed: int, progress: Pro
 
     Distances between instances in place of centroids, in the manner of DCPE (arXiv 2508.10719).
     """
+    from sklearn.cluster import AgglomerativeClustering
+
     if len(points) > LARGEST_PAIRWISE:
         raise InputError(
             f"the agglomerative strategies keep a distance for every pair of codes, which for {len(points)} takes "
@@ -167,7 +169,7 @@ def _agglomerative_equal(points: np.ndarray, n_clusters: int, seed: int, progres
     centroids = np.stack([points[labels == j].mean(0) for j in range(n_clusters)])
     variance = np.array([np.square(points[labels == j] - centroids[j]).sum(1).mean() for j in range(n_clusters)])
     size = len(points) // n_clusters
-    return constrained_assignment(euclidean_distances(points, centroids, squared=True) + variance, size, size).labels
+    return constrained_assignment(squared_distances(points, centroids) + variance, size, size).labels
 
 
 STRATEGIES: dict[str, Callable[[np.ndarray, int, int, Progress | None], np.ndarray]] = {

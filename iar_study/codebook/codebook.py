@@ -32,7 +32,7 @@ LAYOUTS: dict[str, tuple[str, Lookup]] = {
 """Key of a checkpoint's weights -> whose layout that is, and its look-up rule."""
 
 
-KIND = "a codebook is a float (N, d) array of two codes or more"
+KIND = "a codebook is a float (N, d) array"
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def _unfit(shape: tuple[int, ...], floating: bool) -> str:
         return f"has {len(shape)} dimension{'s' * (len(shape) != 1)}"
     if not floating:
         return "holds no floating-point numbers"
-    if 0 in shape:
-        return "is empty"
-    return "" if shape[0] > 1 else "has a single row"
+    return "is empty" if 0 in shape else ""
 
 
 def _read(path: Path) -> tuple[dict[str, _Array], str, Lookup]:
@@ -237,7 +235,7 @@ def _choose(arrays: Mapping[str, _Array], path: Path, name: str | None) -> _Arra
     unfit = {
         key: f"{key} {array.shape} {array.dtype} {reason}"
         for key, array in arrays.items()
-        if (reason := _unfit(array.shape, array.floating))
+        if (reason := _unfit(array.shape, array.floating) or ("has a single row" if array.shape[0] == 1 else ""))
     }
     tables = [key for key in arrays if key not in unfit]
     if name in unfit:

@@ -1,6 +1,7 @@
-"""Lengths of vectors that are too large or too small to be squared: scaled before by a power of two, which is exact.
+"""Lengths of vectors, also of those too large or small to be squared, and distances.
 
-For all other vectors the results are those of the plain formula, to the bit.
+Vectors are scaled by a power of two before they are squared, which is exact: for all that can be squared as they are,
+the results are those of the plain formula, to the bit.
 """
 
 from __future__ import annotations
@@ -35,3 +36,10 @@ def within_range(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors as they are, or divided by `power_of_two` where sums of squared distances leave their type."""
     scale, limit = power_of_two(vectors), np.ldexp(1.0, np.finfo(vectors.dtype).maxexp // 3)
     return vectors if 1 / limit < scale < limit else vectors / scale
+
+
+def squared_distances(rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+    """Return the squared Euclidean distances of rows (N, d) to `columns` (n, d), or to each other, (N, n)."""
+    from sklearn.metrics.pairwise import euclidean_distances  # with all that scikit-learn measures, as long as NumPy
+
+    return euclidean_distances(rows, columns, squared=True)

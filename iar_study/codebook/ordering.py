@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.linalg import eigh
-from sklearn.metrics.pairwise import euclidean_distances
 
 from iar_study.codebook.kernels import TABLE64, int64, kernel, part, void
-from iar_study.codebook.norms import within_range
+from iar_study.codebook.norms import squared_distances, within_range
 from iar_study.errors import InputError, nearest
 
 LARGEST_SPECTRAL = 8192
@@ -47,7 +46,7 @@ def _spectral(vectors: np.ndarray) -> np.ndarray:
         return np.arange(len(vectors))
     if len(vectors) > LARGEST_SPECTRAL:
         raise InputError(f"spectral order of {len(vectors)} vectors takes too long; at most {LARGEST_SPECTRAL}")
-    distances = euclidean_distances(vectors, squared=True)
+    distances = squared_distances(vectors)
     if not distances.any():
         return np.arange(len(vectors))
     similarity = np.exp(-distances / distances.mean())

@@ -186,8 +186,8 @@ def measure_near_codes(
     """
     size = len(codebook.vectors)
     codebook.use(tokens)  # raises for tokens that are none of its codes
-    if tokens.ndim != 2 or len(tokens) < 2:
-        raise InputError(f"tokens {tokens.shape}: two pictures, (n, T), are the least")
+    if tokens.ndim != 2 or len(tokens) < 2 or size < 2:
+        raise InputError(f"tokens {tokens.shape} of {size} codes: two pictures, (n, T), and two codes are the least")
     if len(arranged.permutation) != size:
         raise InputError(f"the clusters are of {len(arranged.permutation)} codes, the codebook has {size}")
 

@@ -151,6 +151,12 @@ def test_rearrange_and_judge_tell_the_same():
         judge(Codebook(codebook.vectors[:32]), arranged)
 
 
+def test_a_single_code_is_similar_to_no_other():
+    facts = summary(Codebook(np.ones((1, 3))))
+    assert facts["codes"] == 1
+    assert np.isnan(facts["similarity to the nearest code, median"])
+
+
 def test_the_summary_tells_zero_identical_and_dead_codes():
     vectors = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     vectors[3] = 0

@@ -269,6 +269,7 @@ def test_pictures_that_are_all_alike_are_no_measure_of_distance():
         (draw().astype(float), LEVELS, BLOCKS, "whole numbers"),
         (draw()[:1], LEVELS, BLOCKS, "two pictures"),
         (draw()[0], LEVELS, BLOCKS, "two pictures"),
+        (np.zeros((2, 16), int), line([0]), by_labels([0]), "two codes are the least"),
         (draw(), LEVELS, by_labels([0, 0]), "the clusters are of 2 codes, the codebook has 64"),
     ],
 )
