@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -445,11 +444,12 @@ def _unfit(
 ) -> dict[str, InputError]:
     """Return the studies that cannot run so, before anything starts -> why; raise where that is each of them."""
     from iar_study.study.checks import asked, check_effects, check_executor
+    from iar_study.training.processes import n_processes
 
     if arguments.arms and arguments.study == "all":
         raise InputError("--arms is for one study; `iar-study run all` runs every arm of each")
     check_executor(arguments.executor, arguments.address)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun started
+    processes = n_processes()
     check_effects(studies, profile, arguments.arms, settings, processes)
     unfit = {}
     for study in studies:
@@ -464,7 +464,9 @@ def _unfit(
 
 def _is_first() -> bool:
     """Whether this is the first of the processes that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    from iar_study.training.processes import process_rank
+
+    return process_rank() == 0
 
 
 def _one_line(error: Exception) -> str:
@@ -537,7 +539,9 @@ def _run_study(
         advice = "" if arguments.allow_diverged else "; --allow-diverged takes that for a result"
         print(f"iar-study: diverged: {'; '.join(outcome.diverged[:SHOWN])}{more}{advice}", file=sys.stderr)
     if first and outcome.trained + outcome.found:
-        page, *_ = _write_reports(workspace, [study.name], workspace.reports, workspace)
+        from iar_study.reporting.unchanged import write_changed
+
+        page, *_ = write_changed(workspace, [study.name], workspace.reports, workspace.experiments)
         print(page)
     return EXIT_FAILED if outcome.failed or (outcome.diverged and not arguments.allow_diverged) else 0
 
@@ -665,13 +669,14 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.store:
         studies_run(workspace, name)  # before anything slow is imported
 
+    from iar_study.reporting.unchanged import write_changed
     from iar_study.study.export import open_store
     from iar_study.study.status import counted
 
     with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
         studies = studies_run(store, name)
         if not arguments.check and not arguments.watch:
-            for page in _write_reports(store, studies, folder, workspace):
+            for page in write_changed(store, studies, folder, workspace.experiments):
                 print(page, flush=True)
             return 0
         from iar_study.reporting.site import check_site, watch
@@ -687,23 +692,6 @@ def _report(arguments: argparse.Namespace) -> int:
         for status in watch(store, studies[0], folder, claims, every_s=WATCH_S):
             print(f"{folder / studies[0] / 'index.html'}: {counted(status)}", flush=True)
     return 0
-
-
-def _write_reports(store: Any, studies: list[str], folder: Any, workspace: Any) -> Iterator[Any]:
-    """Write the reports that are not there as they would be written; yield the pages."""
-    from iar_study.reporting.unchanged import Sources
-
-    sources = Sources(store, workspace.experiments / "claims.py")
-    if (pages := sources.pages_told(studies, folder)) is not None:
-        yield from pages
-        return
-    from joblib import cpu_count
-
-    from iar_study.reporting.site import write_site
-    from iar_study.study.claims import load_claims
-
-    claims = load_claims(workspace.experiments)
-    yield from write_site(store, studies, folder, claims, sources, jobs=cpu_count())
 
 
 def _export(arguments: argparse.Namespace) -> int:

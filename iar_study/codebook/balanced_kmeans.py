@@ -258,6 +258,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
 def _at_length_one(X: np.ndarray) -> Any:
     """Scale the rows to length 1; a zero row stays zero."""
+    # As `norms.unit_vectors`, but by scikit-learn's sums, whose last bits are others and in every clustering so far.
     scaled = X / power_of_two(X, 1)
     norms = row_norms(scaled)[:, None]
     return scaled / np.where(norms > 0, norms, 1)

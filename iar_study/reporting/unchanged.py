@@ -6,7 +6,7 @@ are the same, nothing is computed or drawn, and nothing that computes or draws i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -73,6 +73,23 @@ class Sources:
         if not there or not _is_indexed(folder):
             return None
         return [*(folder / page / "index.html" for page in pages), folder / "index.html"]
+
+
+def write_changed(store: Workspace, studies: Sequence[str], folder: Path, experiments: Path) -> Iterator[Path]:
+    """Write the reports of studies into `folder` that are not there as they would be written; yield their pages.
+
+    experiments : the folder that tells the claims. Raises `InputError` for a study without a finished trial.
+    """
+    sources = Sources(store, experiments / "claims.py")
+    if (pages := sources.pages_told(studies, folder)) is not None:
+        yield from pages
+        return
+    from joblib import cpu_count
+
+    from iar_study.reporting.site import write_site
+    from iar_study.study.claims import load_claims
+
+    yield from write_site(store, studies, folder, load_claims(experiments), sources, jobs=cpu_count())
 
 
 def is_unchanged(folder: Path, made_from: str) -> bool:

@@ -100,6 +100,7 @@ def _train(trial: Trial, folder: Path) -> None:
     except Diverged as error:
         if fabric.is_global_zero:
             write_json(folder / "result.json", {"status": "diverged", "step": error.step, "metrics": {}})
+            shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         return
     if not fabric.is_global_zero:
         return

@@ -170,7 +170,9 @@ def _all_finished(
         except (NotMade, InputError):  # of what does not fit, the checks will say more
             return None
         trial = trial_of(study, base, arm.name, seed, config, shared)
-        if not is_finished(trial.folder(workspace.trials)):
+        # A report needs the products that tell no trials apart, too.
+        made = all((workspace.cache / name).is_file() for name in shared.products)
+        if not made or not is_finished(trial.folder(workspace.trials)):
             return None
         trials.append(trial)
     return trials

@@ -56,7 +56,7 @@ def check_store(uri: str) -> None:
         install = "pip install 'iar-study[postgres]'" if scheme == "postgresql" else f"pip install {error.name}"
         raise InputError(f"{told}: its driver {error.name} is not installed; {install}") from error
     except SQLAlchemyError as error:
-        raise InputError(f"{told}: {str(error).strip().splitlines()[0]}; {hint}") from error
+        raise InputError(f"{told}: {str(error).strip().partition(chr(10))[0]}; {hint}") from error
     if url.database in (None, "", ":memory:"):
         raise InputError(f"{told}: it names no database; {hint}")
     path = Path(str(url.database))
@@ -73,15 +73,19 @@ def shown(uri: str) -> str:
 
 
 def holds_finished(uri: str, runs: Collection[str]) -> bool:
-    """Whether the store is one of SQLite that shows all these runs, by their ids, as finished; of others: no."""
+    """Whether the store is one of SQLite that shows all these runs, by their ids, and their study's as finished."""
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not path.is_file() or not all(runs):
         return False
-    ended = "lifecycle_stage = 'active' AND status = 'FINISHED'"
-    marks = ", ".join("?" * len(runs))
+    query = f"""
+        SELECT COUNT(*) FROM runs AS trial
+        JOIN tags ON tags.run_uuid = trial.run_uuid AND tags.key = 'mlflow.parentRunId'
+        JOIN runs AS study ON study.run_uuid = tags.value
+        WHERE trial.lifecycle_stage = 'active' AND trial.status = 'FINISHED'
+        AND study.lifecycle_stage = 'active' AND study.status = 'FINISHED'
+        AND trial.run_uuid IN ({", ".join("?" * len(runs))})"""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-            query = f"SELECT COUNT(*) FROM runs WHERE {ended} AND run_uuid IN ({marks})"
             (found,) = connection.execute(query, list(runs)).fetchone()
     except sqlite3.Error:  # of another version, or at work: MLflow will say
         return False

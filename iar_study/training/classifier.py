@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +60,8 @@ def train_classifier(
         model,
         optimizer,
         loss_of,
-        steps=config.steps,
-        lr=config.lr,
+        config,
         rise=0.2,
-        made_with=asdict(config),
         folder=folder,
         progress=progress,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from iar_study.config import ClassifierConfig, TokenizerConfig
 from iar_study.errors import InputError
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 
@@ -30,11 +32,9 @@ def train_one_cycle(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[int], Tensor],
+    config: TokenizerConfig | ClassifierConfig,
     *,
-    steps: int,
-    lr: float,
     rise: float,
-    made_with: Mapping[str, Any],
     after: Callable[[int], None] = lambda done: None,
     more: Mapping[str, Tensor] | None = None,
     folder: Path | None = None,
@@ -46,8 +46,8 @@ def train_one_cycle(
     ----------
     what : is trained, for messages; its learning rate is the setting WHAT.lr.
     loss_of : 0-based step -> the loss, to be minimised.
-    rise : share of the steps in which the rate rises to `lr`; it then falls to nearly 0.
-    made_with : settings; checkpoints of other ones are refused.
+    config : tells steps and rate; checkpoints of another one are refused.
+    rise : share of the steps in which the rate rises; it then falls to nearly 0.
     after : called with the number of steps done, once the step is taken.
     more : tensors that the functions change in place, beside the model's.
     folder : keeps checkpoints, and is the caller's to remove; without it, nothing is kept.
@@ -56,8 +56,9 @@ def train_one_cycle(
     ------
     InputError : the loss is no longer finite.
     """
-    schedule = OneCycleLR(optimizer, lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
-    checkpoints = Checkpoints(folder, made_with) if folder else None
+    steps = config.steps
+    schedule = OneCycleLR(optimizer, config.lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
+    checkpoints = Checkpoints(folder, asdict(config)) if folder else None
     found = checkpoints.newest() if checkpoints else None
     first = _restore(*found, model, optimizer, schedule, more or {}) if found else 0
     for step in range(first, steps):

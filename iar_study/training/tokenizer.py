@@ -7,7 +7,6 @@ the data, and codes that fall out of use are moved onto current outputs, until t
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +85,8 @@ def train_tokenizer(
         model,
         optimizer,
         loss_of,
-        steps=config.steps,
-        lr=config.lr,
+        config,
         rise=0.1,
-        made_with=asdict(config),
         after=revive,
         more={"unused": unused},
         folder=folder,

@@ -106,8 +106,9 @@ def test_a_finished_study_is_answered_without_torch_and_mlflow(done):
     assert answer.stderr == "components at smoke: 3 arms x 2 seeds\n"
 
 
-@pytest.mark.parametrize("change", ["lifecycle_stage = 'deleted'", "status = 'KILLED'"])
-def test_a_finished_study_whose_runs_are_not_in_mlflow_as_such_is_recorded_again(done, tmp_path, change):
+@pytest.mark.parametrize("whose", ["trial", "study"])
+@pytest.mark.parametrize("change", ["lifecycle_stage = 'deleted'", "status = 'RUNNING'"])
+def test_a_finished_study_whose_runs_are_not_in_mlflow_as_such_is_recorded_again(done, tmp_path, change, whose):
     workspace, _ = done
     runs = [trial["run_id"] for trial in read_manifest(workspace, "components")["trials"]]
     store = tmp_path / "copy of.db"
@@ -118,8 +119,21 @@ def test_a_finished_study_whose_runs_are_not_in_mlflow_as_such_is_recorded_again
     assert not holds_finished(f"sqlite:///{tmp_path / 'none.db'}", runs)
     assert not holds_finished("http://127.0.0.1:1", runs)
     with closing(sqlite3.connect(store)) as connection, connection:
-        connection.execute(f"UPDATE runs SET {change} WHERE run_uuid = ?", runs[:1])
+        parent = "SELECT value FROM tags WHERE key = 'mlflow.parentRunId' AND run_uuid = ?"
+        run = runs[:1] if whose == "trial" else connection.execute(parent, runs[:1]).fetchone()
+        assert connection.execute(f"UPDATE runs SET {change} WHERE run_uuid = ?", run).rowcount == 1
     assert not holds_finished(f"sqlite:///{store}", runs)
+
+
+@pytest.mark.parametrize("kind", ["reference", "exactness"])
+def test_a_product_that_a_finished_study_lost_is_made_again(done, kind):
+    workspace, _ = done
+    (product,) = workspace.cache.glob(f"{kind}-*")
+    before, manifest = load_arrays(product)[0], read_manifest(workspace, "components")
+    product.unlink()
+    assert run(workspace).found == 6
+    np.testing.assert_equal(load_arrays(product)[0], before)
+    assert read_manifest(workspace, "components") == manifest
 
 
 def test_a_second_run_trains_nothing(done):
