@@ -136,9 +136,10 @@ def evaluate_predictions(
     sums = torch.zeros(tokens.shape[1], len(COUNTED) + 3 * BINS, dtype=torch.float64)
     own_nll = torch.zeros((), dtype=torch.float64)
     before = kept.arrays() if kept else {}
-    done = int(before["done"]) if before else 0
+    done = 0
     if before:
-        sums, own_nll = torch.from_numpy(before["sums"]), torch.from_numpy(before["own_nll"])
+        sums, own_nll = torch.from_numpy(before["sums"]), torch.tensor(before["own_nll"].item(), dtype=torch.float64)
+        done = before["done"].item()
     parts = zip(labels.split(images_at_once), tokens.split(images_at_once), strict=True)
     for part, (label, target) in enumerate(parts):
         if part < done or not len(label):  # of fewer images than processes, some get none

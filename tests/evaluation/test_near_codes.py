@@ -18,6 +18,7 @@ from iar_study.evaluation.near_codes import (
     random_other_codes,
     ranks,
 )
+from iar_study.storage import Kept
 
 SIZE, SIDE, PIXELS = 64, 4, 3
 
@@ -276,3 +277,33 @@ def test_pictures_that_are_all_alike_are_no_measure_of_distance():
 def test_what_does_not_belong_together(tokens, codebook, arranged, message):
     with pytest.raises(InputError, match=message):
         measured(tokens, decode, codebook, arranged, extract, seed=0)
+
+
+@pytest.mark.usefixtures("keeping_all")
+def test_a_measurement_that_is_cut_off_goes_on_to_the_same_bits(tmp_path):
+    decoded = []
+
+    def cut_off(tokens):
+        decoded.append(len(tokens))
+        if len(decoded) == 6:
+            raise KeyboardInterrupt
+        return decode(tokens)
+
+    tokens, ranks_told = draw(), []
+    originals = decode(tokens)
+    whole = measure_near_codes(tokens, originals, decode, LEVELS, BLOCKS, extract, 0)
+    kept = Kept(tmp_path / "kept.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, extract, 0, kept=kept)
+
+    def told(rank, metrics):
+        ranks_told.append((rank, metrics))
+
+    given = {"measured": told, "kept": Kept(kept.path)}
+    again = measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, extract, 0, **given)
+    ways = len(ranks(SIZE)) + 2
+    assert len(decoded) == 6 + 1 + ways - 4  # the true pictures, and the ways that were not yet known
+    assert again.curve == whole.curve
+    assert (again.same_cluster, again.random_code) == (whole.same_cluster, whole.random_code)
+    assert ranks_told == list(whole.curve.items())
+    np.testing.assert_array_equal(again.pictures, whole.pictures)

@@ -12,6 +12,7 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
 from iar_study.models.gpt import GPT
+from iar_study.storage import Kept
 
 CPU = torch.device("cpu")
 CODEBOOK = np.random.default_rng(9).normal(size=(12, 3))
@@ -92,6 +93,35 @@ def test_the_shares_of_the_processes_add_up_also_where_one_has_no_images():
     alone, sums = measured(slice(None), lambda sums: sums)
     assert together == pytest.approx(alone)
     assert sums[:, 0].tolist() == [3] * 4
+
+
+@pytest.mark.usefixtures("keeping_all")
+def test_an_evaluation_that_is_cut_off_goes_on_to_the_same_bits(tmp_path):
+    clusters, whole = random_problem(3)[0], Rearrangement.identity(12)
+    torch.manual_seed(0)
+    model = GPT(PRESETS["tiny"], 12, 2, 2).eval()
+    labels, tokens = torch.arange(9) % 2, torch.randint(12, (9, 4))
+    own, judge = torch.from_numpy(clusters.boundaries), Judge(clusters, whole, CODEBOOK, CPU)
+    torch.nn.init.normal_(model.output.weight)
+    seen = []
+
+    class CutOff:
+        def sums(self, logits, targets):
+            seen.append(len(targets))
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return judge.sums(logits, targets)
+
+    def evaluated(judge, kept=None):
+        return evaluate_predictions(model, labels, tokens, own, judge, lambda sums: sums, 2, kept)
+
+    metrics, sums = evaluated(judge)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(CutOff(), Kept(tmp_path / "kept.safetensors"))
+    again, same = evaluated(CutOff(), Kept(tmp_path / "kept.safetensors"))
+    assert seen == [2, 2, 2, 2, 2, 1]  # the third part twice, the others once
+    assert again == metrics
+    assert torch.equal(same, sums)
 
 
 def test_positions_are_kept_apart():

@@ -9,7 +9,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from iar_study import storage
 from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import FEATURES, Classifier, classify
@@ -93,9 +92,8 @@ def test_bad_input(model: Classifier) -> None:
         classify(model, np.zeros((2, 8, 8, 3), dtype=np.uint8))
 
 
-def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "EVERY_S", 0.0)
-    monkeypatch.setattr(storage, "SHARE", 0)
+@pytest.mark.usefixtures("keeping_all")
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=30)
     whole = train_classifier(DIGITS, LABELS, 10, config, threads=1).state_dict()
     seen: list[tuple[int, int, str]] = []

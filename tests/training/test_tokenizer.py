@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from iar_study import storage
 from iar_study.config import TokenizerConfig
 from iar_study.errors import InputError
 from iar_study.models.patch_vq import PatchVQ
 from iar_study.models.vq import to_float
+from iar_study.storage import Kept
 from iar_study.training import tokenizer as module
 from iar_study.training.tokenizer import (
     decode_tokens,
@@ -165,9 +165,8 @@ def test_bad_input(model: PatchVQ) -> None:
         decode_tokens(model, np.array([[0, 1, 2, 64]]))
 
 
-def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "EVERY_S", 0.0)
-    monkeypatch.setattr(storage, "SHARE", 0)
+@pytest.mark.usefixtures("keeping_all")
+def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = replace(CONFIG, codebook_size=256, steps=70)  # codes are revived after 20 and 40 steps
     whole = train_tokenizer(TRAIN, config, threads=1).state_dict()
     begun = []
@@ -184,3 +183,23 @@ def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(tmp_path: Path, mon
             again = train_tokenizer(TRAIN, config, threads=1, folder=tmp_path, progress=cut).state_dict()
     assert begun == [20, 20, 40, 40, 60, 60, 70]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.usefixtures("keeping_all")
+def test_encoding_that_is_cut_off_goes_on_to_the_same_tokens(
+    model: PatchVQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, encode, batches = encode_images(model, TEST, batch=50), model.encode, []
+
+    def cut_off(images: torch.Tensor) -> torch.Tensor:
+        batches.append(len(images))
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(model, TEST, 50, Kept(tmp_path / "kept.safetensors"))
+    again = encode_images(model, TEST, 50, Kept(tmp_path / "kept.safetensors"))
+    assert batches == [50] * 8 + [10]  # of 360 images the fourth batch twice, the others once
+    np.testing.assert_array_equal(again, whole)
