@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
+from iar_study.evaluation.metrics import WIDTHS
 from iar_study.models.vq import to_float
 
-FEATURES = 64
-"""Width of the features."""
+FEATURES = WIDTHS["classifier"]
 
 POOLED = 4
 """Side of the grid that the last feature map is averaged to: some sense of place stays, and any image size fits."""

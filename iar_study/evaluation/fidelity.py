@@ -390,6 +390,16 @@ def density_coverage(pairs: Pairs) -> tuple[Estimate, Estimate]:
     return Estimate.mean(pairs.balls / NEIGHBOURS[1]), Estimate.share(pairs.covered)
 
 
+def perfect_coverage(n: int, m: int) -> float:
+    """Return the mean coverage of n samples of the very distribution that m reference images are of (2002.09797).
+
+    >>> round(perfect_coverage(10_000, 10_000), 3), round(perfect_coverage(200, 10_000), 3)
+    (0.969, 0.094)
+    """
+    left = np.arange(1, NEIGHBOURS[1] + 1)
+    return float(1 - np.prod((m - left) / (n + m - left)))
+
+
 def classification_score(probabilities: np.ndarray) -> Estimate:
     """Return exp(mean over samples x of KL(p(y|x), p(y))), the inception score (arXiv 1606.03498), from 1 to K.
 

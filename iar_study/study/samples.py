@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,8 +26,8 @@ from iar_study.data.images import Images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
 from iar_study.evaluation.features import Extractor, extract, load_extractor, with_channels
-from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure_fidelity
-from iar_study.evaluation.metrics import fidelity_key, metric_named
+from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure_fidelity, perfect_coverage
+from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
 from iar_study.models.gpt import GPT
 from iar_study.models.vq import Tokenizer, to_uint8
 from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
@@ -228,7 +229,12 @@ class Evaluation:
         metrics = {}
         for key, estimate in self.measured.items():
             metric = metric_named(key)
-            metrics[key] = {"label": metric.label, **asdict(estimate), "better": metric.better}
+            metrics[key] = {
+                "label": metric.label,
+                **asdict(estimate),
+                "better": metric.better,
+                "fewest_samples": metric.fewest,
+            }
         return json.dumps({**self.compared, "metrics": metrics}, indent=2)
 
     def text(self) -> str:
@@ -336,6 +342,7 @@ def evaluate_samples(
         else:
             key = fidelity_key("class_agreement", extractor.name, pictures.count)
             estimates[key] = Estimate.share(probabilities.argmax(1) == labels)
+    notes += _cautions(estimates, pictures.count, held_out.count)
     shutil.rmtree(_kept(pictures, extractor, workspace), ignore_errors=True)
     compared = {
         "samples": _described(pictures),
@@ -426,6 +433,26 @@ def _labels(pictures: PictureSet, images: Images | None, classes: int) -> tuple[
     if labels.min() < 0 or labels.max() >= classes:
         return None, f"{pictures.source} has classes {labels.min()} to {labels.max()}, the classifier knows {classes}"
     return labels, ""
+
+
+def _cautions(estimates: dict[str, Estimate], count: int, beside: int) -> list[str]:
+    """Return what a reader has to know of these values before he believes them."""
+    notes: list[str] = []
+    fewest: dict[int, list[str]] = defaultdict(list)
+    for key in estimates:
+        if count < (metric := metric_named(key)).fewest:
+            fewest[metric.fewest].append(FIDELITY[key.partition("/")[0]].label)
+    notes += [
+        f"{TOO_FEW} {count:,} samples are too few: from {least:,} on there is a meaning in {', '.join(labels)}"
+        for least, labels in sorted(fewest.items())
+    ]
+    for key, estimate in estimates.items():
+        family = key.partition("/")[0]
+        if family == "fd_inf" and estimate.value < 0:
+            notes.append("FD at infinity is below 0, as no distance is: it cannot be told from 0 with these samples")
+        if family == "coverage" and (perfect := perfect_coverage(count, beside)) < 0.95:
+            notes.append(f"coverage: {count:,} perfect samples beside {beside:,} pictures would have {perfect:.2f}")
+    return notes
 
 
 def _size(pictures: PictureSet) -> str:

@@ -223,14 +223,43 @@ def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     for word in (f"20 pictures, 8 x 8 x 3, SHA-256 {sha256[:12]}", "digits, held out: 360 pictures", "right about"):
         assert word in shown
-    for word in ("FD (classifier, 20)", "fd/classifier@20", "class_agreement/classifier@20", "lower", " to "):
+    for word in ("FD (classifier, 20) †", "fd/classifier@20", "class_agreement/classifier@20", "lower", " to "):
         assert word in shown
     assert main([*given, "--samples", "10", "--extractor", f"classifier:{name}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["samples"]["count"] == 10
     assert told["samples"]["sha256"] == sha256
-    assert set(told["metrics"]["fd/classifier@10"]) == {"label", "value", "low", "high", "better"}
+    assert set(told["metrics"]["fd/classifier@10"]) == {"label", "value", "low", "high", "better", "fewest_samples"}
+    assert told["metrics"]["fd/classifier@10"]["fewest_samples"] == 256
     assert {key.partition("/")[0] for key in told["metrics"]} == set(FIDELITY)
+
+
+def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, classifier):
+    pictures = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "s.npz", arr_0=pictures)
+    few, more = (
+        evaluate_samples(tmp_path / "s.npz", "digits", "classifier", workspace, Display(), samples=count)
+        for count in (90, 300)
+    )
+    marked = {line.partition(" (")[0] for line in few.text().splitlines() if "90) †" in line}
+    assert marked == {metric.label for metric in FIDELITY.values()} - {"class agreement"}
+    assert "† 90 samples are too few: from 256 on there is a meaning in FD, FD at infinity" in few.text()
+    assert "coverage: 90 perfect samples beside 360 pictures would have 0.68" in few.text()
+    assert "FD (classifier, 300)  " in more.text()
+    assert {line.partition(" (")[0] for line in more.text().splitlines() if "300) †" in line} == {
+        "score",
+        "recall",
+        "coverage",
+    }
+    assert json.loads(more.as_json())["metrics"]["recall/classifier@300"]["fewest_samples"] == 1000
+
+
+def test_a_distance_below_0_is_told(workspace, tmp_path, classifier):
+    images = held_out()
+    np.savez(tmp_path / "s.npz", arr_0=images.train[:100])
+    told = evaluate_samples(tmp_path / "s.npz", "digits", "classifier", workspace, Display())
+    assert told.measured["fd_inf/classifier@100"].value < 0
+    assert any("FD at infinity is below 0" in note for note in told.compared["notes"])
 
 
 def held_out():
