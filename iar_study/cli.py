@@ -7,7 +7,10 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from typing import Any
 
 from iar_study.errors import InputError
@@ -41,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
-        code = arguments.call(arguments)
+        with _warnings_in_log():
+            code = arguments.call(arguments)
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -64,6 +68,30 @@ def main(argv: list[str] | None = None) -> int:
             f"iar-study: {error.strerror}: {error.filename or 'writing a file'}; mend it and run again", file=sys.stderr
         )
         return EXIT_INPUT
+
+
+@contextmanager
+def _warnings_in_log() -> Iterator[None]:
+    """Write what libraries warn of to runs/warnings.log, if there is a runs/, so that our own line stands alone.
+
+    Nothing is changed where Python was told what to do with warnings (`-W`, `PYTHONWARNINGS`).
+    """
+    if sys.warnoptions:
+        yield
+        return
+
+    def write(
+        message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        from iar_study.study.workspace import Workspace
+
+        told = warnings.formatwarning(message, category, filename, lineno, line)
+        with suppress(InputError, OSError), open(Workspace.find().warnings, "a", encoding="utf-8") as log:
+            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = write
+        yield
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -87,6 +87,25 @@ def test_bad_input_is_one_line_and_exit_code_2(workspace, capsys, arguments, mes
     assert not (workspace.root / "runs" / "trials").exists()
 
 
+def test_what_libraries_warn_of_goes_to_the_log(workspace):
+    profiles = workspace.experiments / "profiles.py"
+    profiles.write_text("import warnings\nwarnings.warn('old way', FutureWarning)\n" + profiles.read_text())
+    workspace.warnings.parent.mkdir(exist_ok=True)
+
+    def stderr_of(*options: str) -> list[str]:
+        command = [sys.executable, *options, "-m", "iar_study.cli", "run", "components", "--profile", "tiny"]
+        ended = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        return ended.stderr.splitlines()
+
+    (told,) = stderr_of()
+    assert told.startswith("iar-study: ")
+    assert "tiny" in told
+    (line, *_) = workspace.warnings.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*profiles.py:\d+: FutureWarning: old way", line)
+    assert any("FutureWarning" in line for line in stderr_of("-W", "default"))  # asked for: shown
+
+
 def test_an_unwritable_folder_is_one_line_and_exit_code_2(workspace, capsys):
     (workspace.root / "runs").write_text("a file where a folder should be")
     assert main(["run", "components", "--profile", "smoke", "--set", "tokenizer.steps=20"]) == 2

@@ -17,6 +17,7 @@ class Workspace:
     runs/cache       products shared by trials (tokenizer, codes, classifier, clusterings), named by content
     runs/trials      one folder per trial, named by its hash
     runs/studies     which trials the last run of a study asked for
+    runs/warnings.log  what libraries warned of
     mlflow.db        the tracking store; its pictures and files lie in mlartifacts
     """
 
@@ -48,6 +49,11 @@ class Workspace:
     @property
     def studies(self) -> Path:
         return self.root / "runs" / "studies"
+
+    @property
+    def warnings(self) -> Path:
+        """The log of what libraries warned of."""
+        return self.root / "runs" / "warnings.log"
 
     @property
     def reports(self) -> Path:
