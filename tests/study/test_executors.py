@@ -32,6 +32,7 @@ from iar_study.study.study import load_profile, load_study
 from iar_study.study.tracking import fill_in
 from iar_study.study.workspace import Workspace, is_finished
 from iar_study.training.journal import read_journal
+from tests import forked
 from tests.study.conftest import make_workspace
 
 SMALL = {
@@ -66,11 +67,7 @@ def run_and_tell(root: Path, told: Path, changes: dict) -> None:
 
 
 def start_runner(workspace: Workspace, told: Path, **changes) -> multiprocessing.Process:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.study.test_executors"])
-    process = context.Process(target=run_and_tell, args=(workspace.root, told, changes))
-    process.start()
-    return process
+    return forked.start(run_and_tell, workspace.root, told, changes)
 
 
 def workers(workspace: Workspace) -> dict[int, str]:

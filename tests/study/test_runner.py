@@ -1,6 +1,7 @@
 """The main job in small: run a study, find it in MLflow, read its results, and run it again for nothing."""
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from mlflow import MlflowClient
 from iar_study.cli import build_parser, main
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, METRICS, fidelity_key
+from iar_study.reporting import site
 from iar_study.reporting.cache import made_from
 from iar_study.reporting.report import write_report
 from iar_study.reporting.results import results_text
@@ -33,6 +36,7 @@ from iar_study.study.store import holds_finished, store_uri
 from iar_study.study.study import load_profile, load_study
 from iar_study.study.workspace import Workspace, read_manifest
 from iar_study.training.journal import read_journal
+from tests import forked
 from tests.study.conftest import make_workspace
 
 SMALL = {
@@ -324,38 +328,37 @@ def test_the_report_of_these_results_is_written(done, tmp_path):
     assert page.with_name("index.md").exists()
 
 
-HEARING_SIGINT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it: a child inherits that
-from iar_study.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+def command(told: Path, *given: str) -> None:
+    """What `iar-study` does, in a group of processes of its own."""
+    os.setsid()
+    with open(told, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(list(given)))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_saves_its_trials_says_one_line_and_goes_on(number, code, workspace):
+def test_a_stopped_run_saves_its_trials_says_one_line_and_goes_on(number, code, done, workspace, monkeypatch):
     """The signal reaches the runner alone, as from a batch system; it passes it on to its workers."""
+    workspace.cache.parent.mkdir()
+    workspace.cache.symlink_to(done[0].cache)
     settings = {**SMALL, "train.steps": 400, "train.checkpoint_every": 1000, "evaluation.every": 1000}
     given = ["run", "components", "--profile", "smoke", "--seeds", "0", "--arms", "baseline", "iar", "--set"]
     given += [f"{key}={value}" for key, value in settings.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEARING_SIGINT, *given],
-        cwd=workspace.root,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    told = workspace.root / "told"
+    process = forked.start(command, told, *given)
     while len(list(workspace.trials.glob("*/journal.jsonl"))) < 2:
-        assert process.poll() is None
+        assert process.is_alive(), told.read_text()
         time.sleep(0.01)
-    process.send_signal(number)
-    shown = process.communicate()[1]
-    assert process.returncode == code
+    os.kill(process.pid, number)
+    process.join()
+    shown = told.read_text()
+    assert process.exitcode == code
     assert shown.splitlines()[-1] == "iar-study: stopped; the same command goes on from the last checkpoints"
     assert "Traceback" not in shown
     saved = [max(int(path.stem) for path in folder.glob("*.json")) for folder in workspace.trials.glob("*/checkpoints")]
     journals = [read_journal(path)[-1]["step"] for path in workspace.trials.glob("*/journal.jsonl")]
     assert len(saved) == 2
     assert min(saved) >= min(journals) > 0
+    monkeypatch.setattr(site, "write_site", lambda *args, **named: iter(["its page"]))
     assert main(given) == 0
     assert load_results(workspace, "components").missing.empty

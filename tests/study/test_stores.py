@@ -24,6 +24,7 @@ from iar_study.study.store import store_uri
 from iar_study.study.study import Arm, Profile, Study
 from iar_study.study.tracking import Key, Recorder, Tracker
 from iar_study.study.workspace import Workspace
+from tests import forked
 
 N_PROCESSES = 8
 KEYS = [Key(f"arm{n}", 0, f"{n:016x}") for n in range(N_PROCESSES)]
@@ -65,11 +66,8 @@ def crowd(workspace: Workspace, points: int, n_processes: int = N_PROCESSES) -> 
     """Let processes log so many points each into the store, all at once; return the seconds that it took."""
     for key in KEYS[:n_processes]:
         write_trial(workspace, key, range(1, points // len(METRICS) + 1), finished=True)
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(n_processes + 1)
-    processes = [context.Process(target=record, args=(workspace.root, key, start)) for key in KEYS[:n_processes]]
-    for process in processes:
-        process.start()
+    start = multiprocessing.get_context("forkserver").Barrier(n_processes + 1)
+    processes = [forked.start(record, workspace.root, key, start) for key in KEYS[:n_processes]]
     start.wait(120)
     begun = time.monotonic()
     for process in processes:
@@ -116,12 +114,10 @@ def test_recorders_killed_at_any_moment_lose_and_double_nothing(workspace, fresh
     if not fresh:
         Tracker(workspace, STUDY, PROFILE.name, flatten(TrialConfig()))
     write_trial(workspace, key, range(1, points // len(METRICS) + 1), finished=True)
-    context = multiprocessing.get_context("spawn")
     kills = 0
     while True:
-        start = context.Barrier(2)
-        process = context.Process(target=record, args=(workspace.root, key, start))
-        process.start()
+        start = multiprocessing.get_context("forkserver").Barrier(2)
+        process = forked.start(record, workspace.root, key, start)
         start.wait(120)
         process.join(longer_s * kills)
         if process.exitcode is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import forked
 from tests.training.small import curves, main, weights
 
 SETTINGS = ["train.steps=400", "train.checkpoint_every=20", "train.log_every=10", "evaluation.every=50"]
@@ -21,11 +22,7 @@ def start(folder: Path, *settings: str, at_sigint: Any = signal.default_int_hand
 
     at_sigint : its handler; whoever runs the tests may ignore SIGINT, which a child inherits.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.small"])
-    process = context.Process(target=train, args=(folder, at_sigint, *SETTINGS, *settings))
-    process.start()
-    return process
+    return forked.start(train, folder, at_sigint, *SETTINGS, *settings)
 
 
 def train(folder: Path, at_sigint: Any, *settings: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from iar_study.config import with_settings
 from iar_study.errors import InputError
 from iar_study.training.parallel import check_parallel
+from tests import forked
 from tests.training.small import curves, main, make_config, weights
 
 ROOT = Path(__file__).parents[2]
@@ -19,18 +20,19 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 PARTS = "train.micro_batch=8"
 
 
-def train(*command: str) -> int:
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr)  # shown where a test fails
-    return done.returncode
-
-
 def on_one(folder: Path, *settings: str) -> int:
-    return train("-m", "tests.training.small", str(folder), PARTS, *settings)
+    return forked.exit_code([forked.start(main, folder, PARTS, *settings)])
 
 
 def on_two(folder: Path, *settings: str) -> int:
-    return train(*TORCHRUN, "-m", "tests.training.small", str(folder), PARTS, *settings)
+    return forked.exit_code(forked.start_two(main, folder, PARTS, *settings))
+
+
+def by_torchrun(folder: Path, *settings: str) -> int:
+    command = [sys.executable, *TORCHRUN, "-m", "tests.training.small", str(folder), PARTS, *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)  # shown where a test fails
+    return done.returncode
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +52,14 @@ def assert_alike(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("train", "settings"),
     [
-        ["parallel.strategy=ddp"],
-        ["parallel.strategy=fsdp", "parallel.activation_checkpointing=true"],
+        (on_two, ["parallel.strategy=ddp"]),
+        (by_torchrun, ["parallel.strategy=fsdp", "parallel.activation_checkpointing=true"]),
     ],
 )
-def test_two_processes_do_what_one_does(settings, alone, tmp_path):
-    assert on_two(tmp_path, *settings) == 0
+def test_two_processes_do_what_one_does(train, settings, alone, tmp_path):
+    assert train(tmp_path, *settings) == 0
     assert_alike(tmp_path, alone)
 
 
