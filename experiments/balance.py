@@ -10,14 +10,14 @@ study = Study(
     arms=(
         Arm("baseline", "original order, token loss alone"),
         *(
-            Arm(name, description, {"clustering.strategy": name, "loss.cluster_weight": 1.0})
-            for name, description in (
-                ("balanced", "balanced k-means: equal sizes, the best assignment"),
-                ("greedy", "balanced k-means as in the released code: equal sizes, a greedy assignment"),
-                ("plain", "plain k-means: unequal sizes"),
-                ("agglomerative", "merged by the distances of their codes: unequal sizes"),
-                ("agglomerative-equal", "the same, brought to equal sizes"),
-                ("random", "random clusters of equal size"),
+            Arm(name, description, {"clustering.strategy": strategy, "loss.cluster_weight": 1.0})
+            for name, description, strategy in (
+                ("iar", "balanced k-means by the paper's algorithm: equal sizes, a greedy assignment", "greedy"),
+                ("iar-exact", "the same with an exact assignment: our improvement", "balanced"),
+                ("plain", "plain k-means: unequal sizes", "plain"),
+                ("agglomerative", "merged by the distances of their codes: unequal sizes", "agglomerative"),
+                ("agglomerative-equal", "the same, brought to equal sizes", "agglomerative-equal"),
+                ("random", "random clusters of equal size", "random"),
             )
         ),
     ),

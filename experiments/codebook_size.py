@@ -25,5 +25,5 @@ study = Study(
     baseline="baseline",
     factor="tokenizer.codebook_size",
     arms=tuple(sized("baseline", "token loss alone", {}, size) for size in SIZES)
-    + tuple(sized("iar", "IAR", {"clustering.strategy": "balanced", "loss.cluster_weight": 1.0}, s) for s in SIZES),
+    + tuple(sized("iar", "IAR", {"clustering.strategy": "greedy", "loss.cluster_weight": 1.0}, s) for s in SIZES),
 )

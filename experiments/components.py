@@ -17,6 +17,11 @@ study = Study(
         Arm("rearranged", "order of balanced k-means, token loss alone", {"clustering.strategy": "balanced"}),
         with_cluster_loss("blocks", "cluster loss over contiguous blocks of the original order", "blocks"),
         with_cluster_loss("random", "cluster loss over random equal clusters", "random"),
-        with_cluster_loss("iar", "cluster loss over balanced k-means clusters: the whole method", "balanced"),
+        with_cluster_loss(
+            "iar", "cluster loss over balanced k-means clusters, by the paper's greedy algorithm", "greedy"
+        ),
+        with_cluster_loss(
+            "iar-exact", "the same with an exact assignment to the clusters: our improvement", "balanced"
+        ),
     ),
 )

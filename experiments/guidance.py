@@ -6,7 +6,7 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 def sampled(name: str, description: str, weight: float, scale: float) -> Arm:
-    strategy = "balanced" if weight else "none"
+    strategy = "greedy" if weight else "none"  # the paper's algorithm
     settings = {"clustering.strategy": strategy, "loss.cluster_weight": weight, "evaluation.guidance": scale}
     beside = f"baseline, s={scale:g}"
     return Arm(f"{name}, s={scale:g}", f"{description}, guidance {scale:g}", settings, beside=beside, series=name)

@@ -7,7 +7,7 @@ RATES = {"-quarter": 0.25, "-half": 0.5, "": 1, "-double": 2, "-fourfold": 4}
 
 
 def paced(method: str, description: str, weight: float, end: str) -> Arm:
-    strategy = "balanced" if weight else "none"
+    strategy = "greedy" if weight else "none"  # the paper's algorithm
     settings = {"clustering.strategy": strategy, "loss.cluster_weight": weight}
     scale = {} if RATES[end] == 1 else {"train.lr": RATES[end]}
     description = f"{description}, learning rate times {RATES[end]:g}"

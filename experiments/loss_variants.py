@@ -2,12 +2,13 @@
 
 from iar_study.study import Arm, Study
 
-BALANCED = {"clustering.strategy": "balanced"}
-IAR = {**BALANCED, "loss.cluster_weight": 1.0}
+GREEDY = {"clustering.strategy": "greedy"}
+"""The paper's algorithm."""
+IAR = {**GREEDY, "loss.cluster_weight": 1.0}
 ON_NEAR = {"loss.smoothing": 0.1, "loss.smoothing_over": "similar"}
 ON_CLUSTER = {"loss.smoothing": 0.1, "loss.smoothing_over": "cluster"}
-GROWING = {**BALANCED, "loss.schedule": "linear", "loss.cluster_weight": 2.0}
-FADING = {**BALANCED, "loss.schedule": "cosine", "loss.first_weight": 2.0}
+GROWING = {**GREEDY, "loss.schedule": "linear", "loss.cluster_weight": 2.0}
+FADING = {**GREEDY, "loss.schedule": "cosine", "loss.first_weight": 2.0}
 COARSE = {**IAR, "clustering.between": "path", "loss.coarse_weight": 1.0}
 
 study = Study(
@@ -19,7 +20,7 @@ study = Study(
         Arm("baseline", "token loss alone"),
         Arm("smooth", "token loss, a tenth of each target on all codes", {"loss.smoothing": 0.1}),
         Arm("smooth-near", "token loss, a tenth of each target on the 12 most similar codes", ON_NEAR),
-        Arm("smooth-cluster", "token loss, a tenth of each target on its cluster", BALANCED | ON_CLUSTER),
+        Arm("smooth-cluster", "token loss, a tenth of each target on its cluster", GREEDY | ON_CLUSTER),
         Arm("iar", "IAR, lambda = 1 throughout", IAR),
         Arm("iar-smooth-cluster", "IAR, a tenth of each target on its cluster", {**IAR, **ON_CLUSTER}),
         Arm("iar-growing", "IAR, lambda from 0 to 2 in a line, on average 1", GROWING),

@@ -4,7 +4,7 @@ from iar_study.study import Arm, Study
 
 
 def sized(name: str, description: str, factor: float, weight: float) -> Arm:
-    strategy = "balanced" if weight else "none"
+    strategy = "greedy" if weight else "none"  # the paper's algorithm
     # As many heads more or less as width, so that a head keeps its size.
     scale = {} if factor == 1 else {"model.width": factor, "model.heads": factor}
     settings = {"clustering.strategy": strategy, "loss.cluster_weight": weight}

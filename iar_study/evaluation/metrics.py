@@ -17,7 +17,8 @@ from iar_study.errors import InputError, nearest
 class Metric:
     """A measured quantity: how it is shown, which direction is better (None: neither), and what it says.
 
-    `fewest`: samples from which on it means something, 0 where that is no question.
+    `fewest`: samples from which on it means something, 0 where that is no question. `relative`: whether it is compared
+    by ratios, in percent, as what is above 0 and has no unit that anybody knows.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Metric:
     digits: int
     meaning: str
     fewest: int = 0
+    relative: bool = False
 
     @property
     def direction(self) -> str:
@@ -48,6 +50,7 @@ FIDELITY: dict[str, Metric] = {
         3,
         "Frechet distance between Gaussians fitted to the features of samples and of held-out images. "
         "It grows as samples get fewer: compare equal counts",
+        relative=True,
     ),
     "fd_inf": Metric(
         "FD at infinity",

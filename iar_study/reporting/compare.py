@@ -18,6 +18,7 @@ from iar_study.storage import replacing
 from iar_study.study.comparison import DIFFER, OPPOSITE, Comparison, Stores
 from iar_study.study.plan import plural
 from iar_study.study.results import Results
+from iar_study.study.rules import percent
 from iar_study.study.statistics import p_text
 
 SHORT = {"input": 16, "code": 10}
@@ -186,6 +187,8 @@ def _differences(rows: Sequence[Mapping[Any, Any]], about: Metric) -> list[list[
 def _estimate(row: Mapping[Any, Any], name: str, bounds: str, about: Metric, sign: str = "") -> str:
     """Format a number of a row and its interval, if it has one."""
     low, high = row[f"{bounds}low"], row[f"{bounds}high"]
+    if about.relative and sign:
+        return percent(row[name]) + (f" [{percent(low)}, {percent(high)}]" if math.isfinite(low) else "")
     interval = f" {interval_text(low, high, about.digits, sign)[0]}" if math.isfinite(low) else ""
     return number(row[name], about.digits, sign) + interval
 

@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from iar_study.errors import InputError
 from iar_study.study.results import Results
 from iar_study.study.statistics import (
+    MARGIN,
     compare_with_baseline,
     mean_interval,
     metric_named,
@@ -216,8 +217,14 @@ def comparison(results: Results, metric: str) -> Figure:
         raise InputError(f"study {results.study!r} has no arm beside its baseline {results.baseline!r}")
     table = compare_with_baseline(results.final, metric, results.baselines, list(results.arms))
     differences = paired_differences(results.final, metric, results.baselines, others)
+    if measured.relative:
+        shown = ["difference", "difference_low", "difference_high"]
+        table[shown] = 100 * np.expm1(table[shown].astype(float))
+        differences = differences.apply(lambda values: 100 * np.expm1(values))
     colors = arm_colors(results)
     figure, axes = chart(4.6, 1.3 + 0.42 * len(others))
+    if measured.relative:
+        axes.axvspan(100 / (1 + MARGIN) - 100, 100 * MARGIN, color=BASELINE_COLOR, alpha=0.12, linewidth=0)
     axes.axvline(0, color=BASELINE_COLOR, linewidth=1)
     for y, (arm, row) in enumerate(zip(others, table.loc[others].to_dict("records"), strict=True)):
         seeds = differences[arm].dropna()
@@ -237,9 +244,11 @@ def comparison(results: Results, metric: str) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     arrow = {"lower": "   (\u2190 better)", "higher": "   (better \u2192)", None: ""}[measured.better]
-    axes.set_xlabel(f"arm minus {plain(results.baseline_in_words)}, paired by seed{arrow}", color=INK, fontsize=9)
+    change = "change in percent beside" if measured.relative else "arm minus"
+    axes.set_xlabel(f"{change} {plain(results.baseline_in_words)}, paired by seed{arrow}", color=INK, fontsize=9)
     several = (table.loc[others, "pairs"] >= 2).any()
     note = "dots: seeds; diamond and line: mean, 95% interval" if several else "dots: seeds; no interval from one seed"
+    note += f"; shaded: within {MARGIN:.0%}" if measured.relative else ""
     add_titles(axes, measured.label, note)
     return figure
 

@@ -82,24 +82,24 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def findings_in_words(table: pd.DataFrame, digits: int) -> str:
-    """Say which arms of a comparison are better, worse, equal or inconclusive, with the numbers of those that are."""
+def findings_in_words(table: pd.DataFrame, about: Metric) -> str:
+    """Say which arms of a comparison are better, worse, equivalent, equal or undecided, with the numbers."""
     if (table["finding"] == "no direction").all():
         return "neither better nor worse, for it has no direction"
-    if (table["finding"] == "inconclusive").all():
-        return "inconclusive for every arm"
+    if (table["finding"] == "undecided").all():
+        return "undecided for every arm"
     parts = []
-    for finding in ("better", "worse", "equal", "inconclusive"):
+    for finding in ("better", "worse", "equivalent", "equal", "undecided"):
         rows = table[table["finding"] == finding]
         # An interval each is what makes the sentence checkable, but a sweep of ten arms would drown it.
         told = [
             arm
-            if finding in ("equal", "inconclusive") or len(rows) > 3
-            else f"{arm} ({' '.join(difference_text(row, digits))})"
+            if finding in ("equal", "undecided") or len(rows) > 3
+            else f"{arm} ({' '.join(difference_text(row, about))})"
             for arm, row in rows.iterrows()
         ]
-        if finding == "inconclusive" and len(rows) > 3:
-            parts.append(f"inconclusive for the other {len(rows)} arms")
+        if finding == "undecided" and len(rows) > 3:
+            parts.append(f"undecided for the other {len(rows)} arms")
         elif told:
             parts.append(f"{finding} for {listed(map(str, told))}")
     return ", ".join(parts)
@@ -108,7 +108,7 @@ def findings_in_words(table: pd.DataFrame, digits: int) -> str:
 def _finding(results: Results, metric: str) -> str:
     """Say in a sentence what the comparison in a metric found."""
     table = comparison(results, metric).loc[results.compared]
-    found = findings_in_words(table, metric_named(metric).digits)
+    found = findings_in_words(table, metric_named(metric))
     said = results.compared_in_words
     return f"{said[0].upper()}{said[1:]}: {found}." if found else ""
 
@@ -142,13 +142,13 @@ def _differences(results: Results) -> list[Illustration]:
         if metric and results.compared:
             about, table = metric_named(metric), comparison(results, metric)
             said = "; ".join(
-                f"{arm} {' '.join(difference_text(row, about.digits))} {row['finding']}"
+                f"{arm} {' '.join(difference_text(row, about))} {row['finding']}"
                 for arm, row in table.loc[results.compared].iterrows()
             )
             alt = f"{about.label}, paired differences from {results.baseline_in_words} with 95% intervals: {said}."
             caption = (
-                f"{about.label}. {_finding(results, metric)} An interval around 0 shows no difference; better or "
-                "worse is said after Holm's correction for all arms."
+                f"{about.label}. {_finding(results, metric)} An interval around 0 does not show that there is "
+                "no difference. Each arm is tested by itself."
             )
             drawing = partial(figures.comparison, results, metric)
             found.append(Illustration(_name("difference", metric), drawing, alt, caption))

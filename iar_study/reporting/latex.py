@@ -52,8 +52,8 @@ def _table(results: Results, title: str, column: int, compared: dict, rows: Sequ
     direction = f" ({about.direction})" if about.direction else ""
     caption = (
         f"{about.label}{direction}. {title}: mean over seeds with half of its 95% interval, difference from "
-        f"{results.baseline_in_words} paired by seed with its 95% interval, p of the paired t test corrected by Holm, "
-        f"and what follows. Data: {results.scale.get('data set', 'not stated')}."
+        f"{results.baseline_in_words} paired by seed with its 95% interval, p of the paired test, and what "
+        f"follows. Data: {results.scale.get('data set', 'not stated')}."
     )
     label = re.sub(r"[^A-Za-z0-9]+", "-", f"{results.study}-{key}").strip("-")
     cells = [
@@ -74,7 +74,7 @@ def _table(results: Results, title: str, column: int, compared: dict, rows: Sequ
         rf"  \label{{tab:{label}}}",
         r"  \begin{tabular}{lrrrl}",
         r"    \toprule",
-        f"    {_row(('arm', 'mean', 'difference', 'p (Holm)', 'finding'))}",
+        f"    {_row(('arm', 'mean', 'difference', 'p', 'finding'))}",
         r"    \midrule",
         *(f"    {_row(row)}" for row in cells),
         r"    \bottomrule",

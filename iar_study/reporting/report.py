@@ -26,6 +26,7 @@ from iar_study.reporting.tables import (
     WRONG_TOKEN,
     comparison,
     comparison_tables,
+    comparisons_shown,
     design_tables,
     ending,
     headline,
@@ -38,7 +39,7 @@ from iar_study.storage import digest
 from iar_study.study import published
 from iar_study.study.claims import Verdict
 from iar_study.study.plan import plural
-from iar_study.study.results import Results
+from iar_study.study.results import PREMISE, Results
 from iar_study.study.status import Status
 
 
@@ -51,19 +52,35 @@ def conclusion(results: Results) -> str:
     others = results.compared
     if not others:
         return f"{where}only the baseline {results.baseline} was run, so nothing is compared; {limit}"
-    clauses, inconclusive = [], False
+    clauses, undecided = [], False
     for metric, key in headline(results):
         if key is None:
             clauses.append(f"{metric.label} was not measured")
             continue
         table = comparison(results, key).loc[others]
-        clauses.append(f"{metric.label} is {findings_in_words(table, metric.digits)}")
-        inconclusive |= bool((table["finding"] == "inconclusive").any())
-    caveat = "inconclusive means that no difference was shown, which does not show equality either; "
+        clauses.append(f"{metric.label} is {findings_in_words(table, metric)}")
+        undecided |= bool((table["finding"] == "undecided").any())
+    caveat = "undecided means that these seeds can tell neither a difference nor that there is none that matters; "
     return (
         f"{where}{results.compared_in_words} seed by seed (95% intervals in brackets): "
-        f"{'; '.join(clauses)}; {caveat if inconclusive else ''}{limit}"
+        f"{'; '.join(clauses)}; {caveat if undecided else ''}{limit}"
     )
+
+
+def premise(results: Results) -> str:
+    """Say whether near codes are interchangeable here, as the method supposes, or that nobody has measured it."""
+    if not results.premise:
+        return (
+            "Premise not asked: whether near codes look alike was not measured of this tokenizer. "
+            "`iar-study run code-distance` with the same profile tells."
+        )
+    met = all(results.premise[key] >= least for key, least in PREMISE.items())
+    ssim, kept = (results.premise[key] for key in PREMISE)
+    told = f"with each token replaced by a near code, at the paper's relative rank, SSIM is {ssim:.3f} "
+    told += f"and {kept:.1%} of the images keep their class"
+    if met:
+        return f"Premise met: near codes are interchangeable here ({told})."
+    return f"Premise not met here: {told}; 0.98 and 98% are wanted. What follows does not test the paper."
 
 
 def _scale_in_short(results: Results) -> str:
@@ -91,7 +108,8 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "results": results,
         "conclusion": conclusion(results),
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
-        "verdicts": verdict_rows(verdicts),
+        "premise": premise(results),
+        "verdicts": [{**row, "comparisons": comparisons_shown(row["rows"])} for row in verdict_rows(verdicts)],
         "tables": tables,
         "metrics_compared": (sum(len(table["compared"]) for table in tables) + bool(wrong)) * bool(results.compared),
         "wrong": wrong,

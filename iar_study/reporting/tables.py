@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import asdict
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import pandas as pd
 from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
 from iar_study.study.claims import Verdict
 from iar_study.study.results import Results
-from iar_study.study.statistics import compare_with_baseline, p_text, time_to_target
+from iar_study.study.rules import Row, percent
+from iar_study.study.statistics import compare_with_baseline, p_text, paired_differences, time_to_target
 
 SAMPLES = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
 
@@ -26,13 +29,19 @@ HEADLINE = {
 
 VERDICT_COLUMNS = (
     "claim",
+    "kind",
     "sentence",
+    "source",
     "study",
-    "verdict",
+    "answer",
+    "counts",
+    "pooled",
     "evidence",
+    "p",
+    "rows",
     "alternatives",
     "rule",
-    "source",
+    "since",
     "limits",
     "scale",
     "command",
@@ -116,11 +125,14 @@ def interval_text(low: float, high: float, digits: int, sign: str = "") -> tuple
     return f"[{number(low, digits, sign)}, {number(high, digits, sign)}]", digits
 
 
-def difference_text(row: pd.Series, digits: int) -> tuple[str, str]:
-    """Format a paired difference and its t interval, the latter empty with fewer than two pairs."""
+def difference_text(row: pd.Series, about: Metric) -> tuple[str, str]:
+    """Format a paired difference and its interval, the latter empty with fewer than two pairs; of ratios in percent."""
+    low, high = row["difference_low"], row["difference_high"]
+    if about.relative:
+        return percent(row["difference"]), f"[{percent(low)}, {percent(high)}]" if row["pairs"] > 1 else ""
     if row["pairs"] < 2:
-        return number(row["difference"], digits, "+"), ""
-    interval, digits = interval_text(row["difference_low"], row["difference_high"], digits, "+")
+        return number(row["difference"], about.digits, "+"), ""
+    interval, digits = interval_text(low, high, about.digits, "+")
     return number(row["difference"], digits, "+"), interval
 
 
@@ -131,17 +143,16 @@ def _mean(row: pd.Series, digits: int) -> str:
 
 def _cell(results: Results, row: pd.Series, key: str) -> dict[str, str]:
     """Return what a table shows of one arm in one metric."""
-    digits, asked = metric_named(key).digits, len(seeds_of(results))
+    about, asked = metric_named(key), len(seeds_of(results))
     notes = [f"{row['n']} of {asked} seed{'s' * (asked != 1)}"] if row["n"] < asked else []
     notes += [f"{row['not_finite']} not finite"] if row["not_finite"] else []
     compared = row["finding"] != "baseline" and row["pairs"]
-    difference, interval = difference_text(row, digits) if compared else ("", "")
+    difference, interval = difference_text(row, about) if compared else ("", "")
     return {
-        "mean": _mean(row, digits),
+        "mean": _mean(row, about.digits),
         "difference": difference,
         "interval": interval,
-        # Without it a reader could not see why an interval that excludes 0 is called inconclusive.
-        "p": p_text(row["p_holm"]) if compared and math.isfinite(row["p_holm"]) else "",
+        "p": p_text(row["p"]) if compared and math.isfinite(row["p"]) else "",
         "finding": row["finding"],
         "note": ", ".join(notes),
     }
@@ -189,24 +200,26 @@ def design_tables(results: Results) -> list[dict[str, Any]]:
         if key is None or len(seeds_of(results)) < 2:
             continue
         rows = []
+        differences = paired_differences(results.final, key, results.baselines, results.compared)
         for arm, row in comparison(results, key).iterrows():
             if row["finding"] == "baseline" or row["pairs"] < 2:
                 continue
-            difference, interval = difference_text(row, metric.digits)
+            difference, interval = difference_text(row, metric)
+            change = percent if metric.relative else partial(number, digits=metric.digits, sign="+")
             rows.append(
                 {
                     "arm": arm,
                     "difference": difference,
                     "interval": interval,
-                    "bootstrap": interval_text(row["bootstrap_low"], row["bootstrap_high"], metric.digits, "+")[0],
                     "p": p_text(row["p"]),
-                    "p_holm": p_text(row["p_holm"]),
-                    "detectable": number(row["detectable"], metric.digits),
+                    "without_one": f"{change(row['least'])} to {change(row['most'])}",
+                    "pairs": [change(value) for value in differences[arm]],
+                    "detectable": change(row["detectable"]).lstrip("+"),
                     "finding": row["finding"],
                 }
             )
         if rows:
-            tables.append({"about": metric, "rows": rows})
+            tables.append({"about": metric, "seeds": list(differences.index), "rows": rows})
     return tables
 
 
@@ -241,20 +254,42 @@ def target_tables(results: Results) -> list[dict[str, Any]]:
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
-    """Return the claims with their verdicts, for a table or a CSV file."""
+    """Return the claims with what is said of them, for a table or a CSV file; `rows` is JSON."""
     return [
         {
             "claim": verdict.claim.name,
+            "kind": verdict.claim.kind,
             "sentence": verdict.claim.sentence,
+            "source": verdict.claim.source,
             "study": verdict.claim.study or "",
-            "verdict": verdict.verdict,
+            "answer": verdict.answer,
+            "counts": "yes" if verdict.claim.counts else "",
+            "pooled": "yes" if verdict.claim.pooled else "",
             "evidence": verdict.evidence,
+            "p": "" if math.isnan(verdict.p) else repr(verdict.p),
+            "rows": json.dumps([asdict(row) for row in verdict.rows]),
             "alternatives": "\n".join(verdict.alternatives),
             "rule": verdict.claim.rule.text(),
-            "source": verdict.claim.source,
+            "since": verdict.claim.past.text(),
             "limits": verdict.claim.limits,
             "scale": verdict.scale,
             "command": verdict.command,
         }
         for verdict in verdicts
+    ]
+
+
+def comparisons_shown(rows: str) -> list[dict[str, Any]]:
+    """Return the comparisons of a verdict, as `verdict_rows` keeps them, as text in cells."""
+    return [
+        {
+            "what": row.what,
+            "metric": row.metric,
+            "change": row.change(row.difference),
+            "interval": "" if math.isnan(row.low) else f"[{row.change(row.low)}, {row.change(row.high)}]",
+            "pairs": [row.change(value) for value in row.pairs.values()],
+            "without_one": "" if math.isnan(row.least) else f"{row.change(row.least)} to {row.change(row.most)}",
+            "finding": row.finding,
+        }
+        for row in (Row(**row) for row in json.loads(rows))
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from iar_study.errors import InputError
 from iar_study.storage import digest, read_json
 from iar_study.study.status import status_of
-from iar_study.study.workspace import Workspace, read_manifest
+from iar_study.study.workspace import Workspace, near_codes_trials, read_manifest
 
 ABOUT = "report.json"
 """What a folder remembers."""
@@ -47,6 +47,11 @@ class Sources:
         files += [self.claims] if self.claims.exists() else []
         return digest([_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
 
+    @cached_property
+    def premise(self) -> list[str]:
+        """Digests of what tells whether near codes look alike, which every report begins with."""
+        return [_sha256(folder / "result.json") for folder in near_codes_trials(self.store)]
+
     def of(self, study: str) -> str:
         """Return the digest of what the report of a study is written from; "" where some trials have not ended."""
         if not all(trial.ended for trial in status_of(self.store, study)):
@@ -54,7 +59,7 @@ class Sources:
         manifest = read_manifest(self.store, study)
         folders = [self.store.trials / trial["hash"] for trial in manifest["trials"]]
         records = [_sha256(folder / name) for folder in folders for name in RECORDS if (folder / name).exists()]
-        return digest(self.writer, manifest, records)
+        return digest(self.writer, manifest, records, self.premise)
 
     def of_codebook(self, study: str) -> str:
         """Return the digest of what the page of the codebook is written from, the study's."""

@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from iar_study.errors import InputError, listed, nearest
-from iar_study.evaluation.metrics import find_metric
+from iar_study.evaluation.metrics import find_metric, metric_named
 from iar_study.study.claims import Claim, judge
 from iar_study.study.results import Results, load_results
+from iar_study.study.rules import NO, YES
 from iar_study.study.statistics import ALPHA, compare_with_baseline, holm
 from iar_study.study.workspace import Workspace
 
@@ -94,7 +95,7 @@ class Comparison:
 
     @property
     def disagreements(self) -> dict[str, int]:
-        """What is in the way of agreement -> how often. A verdict that is inconclusive in one store is not: of two
+        """What is in the way of agreement -> how often. An answer that is undecided in one store is not: of two
         stores that agree one may have just enough seeds, and the other just not."""
         found = {
             "trial": int((self.trials["differing"] > 0).sum()),
@@ -320,8 +321,8 @@ def compare_arms(a: Results, b: Results, metric: str) -> pd.DataFrame:
     DataFrame, one row per arm that both have: `metric`, `arm`, the `baseline` it is compared with (in A); of each store
     (`a_mean`, `b_mean`, ...) what `compare_with_baseline` says; how many pairs of arm and baseline are `shared`, the
     same trials with the same values; and, of the pairs that are not, the `gap`: the mean paired difference in B minus
-    that in A, with its 95% Welch interval (`gap_low`, `gap_high`), `p`, `p_holm` (corrected for all arms that are
-    tested in this metric), and the `finding`:
+    that in A (of a relative metric, of logs of ratios), with its 95% Welch interval (`gap_low`, `gap_high`), `p`,
+    `p_holm` (corrected for all arms that are tested in this metric), and the `finding`:
 
     - "baseline" for a baseline itself; "other baseline" where the arm is not compared with the same one in both;
     - "the same trials" where all pairs of one store are in the other too: that they agree says nothing;
@@ -331,7 +332,7 @@ def compare_arms(a: Results, b: Results, metric: str) -> pd.DataFrame:
     - "differ" where `p_holm` is below 0.05;
     - "agree within noise" otherwise: no difference could be shown, and `gap_low` and `gap_high` say how large one may
       be all the same;
-    - "inconclusive" where a value is not finite, for the seeds that survived are then a selection; and where two
+    - "undecided" where a value is not finite, for the seeds that survived are then a selection; and where two
       different numbers have no spread, for no interval can be drawn from them.
 
     What all seeds of a store have in common, such as its tokenizer, is no part of the noise: where it is another one in
@@ -380,7 +381,7 @@ def _gap(a: Mapping[int, tuple[float, float]], b: Mapping[int, tuple[float, floa
     """Compare the paired differences of two stores, seed -> values of arm and baseline, in order of seeds."""
     values_a, values_b = np.array(list(a.values())), np.array(list(b.values()))
     if not (np.isfinite(values_a).all() and np.isfinite(values_b).all()):
-        return {"finding": "inconclusive"}
+        return {"finding": "undecided"}
     x, y = values_a[:, 0] - values_a[:, 1], values_b[:, 0] - values_b[:, 1]
     rounding = 1e-12 * max(np.abs(values_a).max(), np.abs(values_b).max())
     gap = float(y.mean() - x.mean())
@@ -389,13 +390,16 @@ def _gap(a: Mapping[int, tuple[float, float]], b: Mapping[int, tuple[float, floa
     if min(x.size, y.size) < 2:
         return {"gap": gap, "finding": TOO_FEW}
     if max(np.ptp(x), np.ptp(y)) <= rounding:
-        return {"gap": gap, "finding": "equal" if abs(gap) <= rounding else "inconclusive"}
+        return {"gap": gap, "finding": "equal" if abs(gap) <= rounding else "undecided"}
     low, high, p = welch(x, y)[1:]
     return {"gap": gap, "gap_low": low, "gap_high": high, "p": p, "finding": AGREE}
 
 
 def _pairs(results: Results, metric: str, arm: str) -> Pairs:
     rows = results.final[results.final["metric"] == metric].sort_values("seed")
+    if metric_named(metric, results.final["metric"]).relative:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows = rows.assign(value=np.log(rows["value"].astype(float)))
     of, than = (
         {
             seed: (trial, float(value))
@@ -409,8 +413,8 @@ def _pairs(results: Results, metric: str, arm: str) -> Pairs:
 def _verdicts(a: Results, b: Results, claims: Sequence[Claim]) -> pd.DataFrame:
     rows = []
     for of_a, of_b in zip(judge(claims, a), judge(claims, b), strict=True):
-        answers = {of_a.verdict, of_b.verdict}
-        opposite = answers == {"supported", "contradicted"}
+        answers = {of_a.answer, of_b.answer}
+        opposite = bool(answers & YES) and bool(answers & NO)
         agreement = "same" if len(answers) == 1 else OPPOSITE if opposite else "differ"
-        rows.append((of_a.claim.name, of_a.verdict, of_b.verdict, agreement, of_a.evidence, of_b.evidence))
+        rows.append((of_a.claim.name, of_a.answer, of_b.answer, agreement, of_a.evidence, of_b.evidence))
     return pd.DataFrame(rows, columns=["claim", "a", "b", "agreement", "a_evidence", "b_evidence"])

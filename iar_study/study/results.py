@@ -16,7 +16,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.study import Kind
-from iar_study.study.workspace import Workspace, is_finished, read_manifest, read_record
+from iar_study.study.workspace import Workspace, is_finished, near_codes_trials, read_manifest, read_record
 from iar_study.training.journal import read_journal
 
 SHOWN_ARM = "balanced"
@@ -27,6 +27,10 @@ MODEL = ("layers", "heads", "width")
 
 STAGES = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
 """Of held-out images, what a report calls them -> the array of the product `reference`."""
+
+
+PREMISE = {"near/ssim": 0.98, "near/class_agreement": 0.98}
+"""What near codes have to keep, by two yardsticks, for the method to have a premise: within 2% of the true tokens."""
 
 
 @dataclass(frozen=True, eq=False)  # frames and arrays have no plain equality
@@ -59,6 +63,8 @@ class Results:
     data : the data set, as a trial's config names it.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
+    premise : of what every token becomes its nearest code by: SSIM and the share of images that keep their class, each
+        beside the image of the true tokens, for this study's own tokenizers; empty where no study measured it.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
 
@@ -89,6 +95,7 @@ class Results:
     beside: dict[str, str] = field(default_factory=dict)
     factor: str = ""
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
+    premise: dict[str, float] = field(default_factory=dict)
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -225,8 +232,19 @@ def load_results(workspace: Workspace, study: str) -> Results:
         data=DataConfig(about["config"]["data.name"], about["config"]["data.image_size"]),
         beside={name: arm["beside"] for name, arm in arms.items() if arm["beside"] != manifest["baseline"]},
         factor=manifest["factor"],
+        premise=_premise(workspace, {of["inputs"]["tokenizer"] for of in ended if "tokenizer" in of["inputs"]}),
         places={name: (arm["series"], values[name]) for name, arm in arms.items() if arm["series"] and name in values},
     )
+
+
+def _premise(workspace: Workspace, tokenizers: set[str]) -> dict[str, float]:
+    """Return the means over those of these tokenizers (digests) of which somebody measured near codes here."""
+    measured: dict[str, dict[str, float]] = {}
+    for folder in near_codes_trials(workspace):
+        tokenizer, result = read_record(folder)["inputs"].get("tokenizer"), read_json(folder / "result.json")
+        if tokenizer in tokenizers and set(PREMISE) <= set(result["metrics"]):
+            measured[tokenizer] = {key: result["metrics"][key] for key in PREMISE}
+    return {key: float(np.mean([of[key] for of in measured.values()])) for key in PREMISE} if measured else {}
 
 
 def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> dict[str, np.ndarray]:

@@ -1,8 +1,13 @@
 """What the seeds allow one to say: intervals of means, and every arm compared with the baseline seed by seed.
 
 All arms of a study share seeds, data order and initial weights. The difference from the baseline within one seed
-is therefore free of what that seed does to both, and the comparison is Student's paired t, corrected by Holm for the
-number of arms and seconded by a bootstrap.
+is therefore free of what that seed does to both, and the comparison is Student's paired t. A quantity such as FD is
+compared by the log of the ratio of arm and baseline, told in percent. Each comparison is tested alone.
+
+Few seeds give a spread that is small by luck now and then. So each comparison is told by the wider of two intervals:
+that of its own spread, and that of a spread which it shares with the other arms of the study (the moderated t of Smyth
+2004). By itself the moderated t is too bold where arms have unequal spreads: in simulations of four to six arms, one
+with a spread of its own, it found a difference of nought in up to 18% of studies, a pooled residual in up to 21%.
 """
 
 from __future__ import annotations
@@ -10,21 +15,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations_with_replacement
-from math import ceil, comb, factorial, prod
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import brentq
 
 from iar_study.errors import InputError, nearest
 from iar_study.evaluation.metrics import metric_named
 
 ALPHA = 0.05
-DRAWS = 10_000
-"""Resamples that a bootstrap draws where it cannot weigh all of them."""
+MARGIN = 0.03
+"""The smallest change of a ratio that matters here. The paper tells 0.7 to 10.5% of FID, 4.4% in the mean."""
+
+Finding = Literal["baseline", "no direction", "equal", "equivalent", "better", "worse", "undecided"]
 
 COMPARISON_COLUMNS = (
     "n",
@@ -37,9 +43,10 @@ COMPARISON_COLUMNS = (
     "difference_low",
     "difference_high",
     "p",
-    "p_holm",
-    "bootstrap_low",
-    "bootstrap_high",
+    "inner_low",
+    "inner_high",
+    "least",
+    "most",
     "detectable",
     "finding",
 )
@@ -77,22 +84,8 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 @lru_cache
-def _quantile(freedom: int, confidence: float) -> float:
+def _quantile(freedom: float, confidence: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, freedom))
-
-
-def paired_p(differences: ArrayLike) -> np.ndarray:
-    """Return the two-sided p of Student's paired t test.
-
-    differences : finite (..., n), n pairs each. Returns (...); NaN with fewer than two pairs or without any spread.
-    """
-    sample = np.asarray(differences, dtype=float)
-    n = sample.shape[-1]
-    if n < 2:
-        return np.full(sample.shape[:-1], np.nan)
-    error = sample.std(axis=-1, ddof=1) / n**0.5
-    t = sample.mean(axis=-1) / np.where(error > 0, error, np.nan)
-    return 2 * stats.t.sf(np.abs(t), n - 1)
 
 
 def holm(p: ArrayLike) -> np.ndarray:
@@ -113,46 +106,154 @@ def holm(p: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def bootstrap_interval(differences: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile bootstrap interval of the mean (Efron 1979): the same bits for the same differences.
+@dataclass(frozen=True)
+class SharedSpread:
+    """What the arms of a study tell of the variance of one: a scaled inverse chi-squared (Smyth 2004, section 5).
 
-    differences : finite (..., n). Returns low and high, (...); NaN with fewer than two.
+    variance : of a difference. freedom : as if it had been estimated with so many degrees of freedom; may be infinite.
+    most : degrees of freedom of all arms together, which no estimate can have more of.
+    """
 
-    Up to n = 8 all n^n resamples are weighed; beyond, `DRAWS` of them are drawn, always the same. With three values
-    the interval runs from the smallest to the largest: of the 27 resamples, one alone is more than 2.5%.
+    variance: float
+    freedom: float
+    most: int
+
+    @classmethod
+    def of(cls, samples: Iterable[np.ndarray]) -> SharedSpread | None:
+        """Estimate it from differences (n,) of several arms; None where fewer than two arms have any spread."""
+        known = [(sample.var(ddof=1), sample.size - 1) for sample in samples if sample.size > 1]
+        known = [(variance, freedom) for variance, freedom in known if variance > 0]
+        if len(known) < 2:
+            return None
+        variances, freedoms = np.array(known).T
+        logs = np.log(variances) - special.digamma(freedoms / 2) + np.log(freedoms / 2)
+        beyond_chance = float(logs.var(ddof=1) - special.polygamma(1, freedoms / 2).mean())
+        most = int(freedoms.sum())
+        if beyond_chance <= 0:  # no more unlike than equal spreads are by chance
+            return cls(float(np.exp(logs.mean())), np.inf, most)
+        half = float(brentq(lambda x: special.polygamma(1, np.exp(x)) - beyond_chance, -30, 30))
+        half = float(np.exp(half))
+        return cls(float(np.exp(logs.mean() + special.digamma(half) - np.log(half))), 2 * half, most)
+
+    def moderated(self, variance: float, freedom: int) -> tuple[float, float]:
+        """Return the variance that an arm's own and the shared one make together, and its degrees of freedom."""
+        if np.isinf(self.freedom):
+            return self.variance, float(self.most)
+        together = self.freedom + freedom
+        return (self.freedom * self.variance + freedom * variance) / together, min(together, float(self.most))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The mean of paired differences, and what their spread allows one to say of it.
+
+    errors : (standard error, degrees of freedom) of the spreads that count; every interval is the widest of theirs.
+        Empty without any spread.
+    between : standard deviation between conditions beyond what seeds explain; NaN where there is one condition.
+    """
+
+    mean: float
+    pairs: int
+    errors: tuple[tuple[float, float], ...]
+    between: float = np.nan
+
+    @classmethod
+    def of(cls, differences: ArrayLike, shared: SharedSpread | None = None, level: float = 0.0) -> Effect:
+        """Take differences (n,); those that are not finite are left out.
+
+        level : the size of what was subtracted: a spread within its rounding is none.
+        """
+        sample = np.asarray(differences, dtype=float)
+        sample = sample[np.isfinite(sample)]
+        n = sample.size
+        mean = float(sample.mean()) if n else np.nan
+        if n < 2 or np.ptp(sample) <= 1e-12 * max(abs(level), abs(level - mean)):
+            return cls(mean, n, ())
+        own = float(sample.var(ddof=1))
+        spreads = [(own, float(n - 1))]
+        if shared:
+            spreads.append(shared.moderated(own, n - 1))
+        return cls(mean, n, tuple(((variance / n) ** 0.5, freedom) for variance, freedom in spreads))
+
+    @classmethod
+    def pooled(cls, differences: pd.DataFrame) -> Effect:
+        """Take differences under several conditions, one row per seed and one column per condition; NaN are left out.
+
+        The mean over conditions, each counting alike, as one of a population of conditions (random effects). Its
+        variance is that between the conditions' means over their number (Hartung and Knapp's, of equal weights), and,
+        as seeds are shared by all conditions, that between the seeds' means over their number; degrees of freedom by
+        Satterthwaite. Seeds that differ in nothing else are counted twice by it, so that it errs to the wide side.
+        """
+        known = differences.dropna(axis="columns", how="all").dropna(how="all")
+        pairs, means = int(known.notna().sum().sum()), known.mean()
+        mean = float(means.mean()) if pairs else np.nan
+        if min(known.shape) < 2:
+            return cls(mean, pairs, ())
+        of_seeds = (known - means).mean(axis="columns") + mean
+        parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in (means, of_seeds)]
+        variance = sum(part for part, _ in parts)
+        if variance <= 0:
+            return cls(mean, pairs, ())
+        freedom = variance**2 / sum(part**2 / free for part, free in parts)
+        chance = float((known.var(ddof=1) / known.count()).mean())
+        between = max(float(means.var(ddof=1)) - chance, 0.0) ** 0.5
+        return cls(mean, pairs, ((variance**0.5, freedom),), between)
+
+    @property
+    def error(self) -> float:
+        """The largest standard error; NaN without any."""
+        return max((error for error, _ in self.errors), default=np.nan)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of the hypothesis that the mean is 0; NaN without any spread."""
+        return self.p_above(0.0, two_sided=True)
+
+    def p_above(self, value: float, two_sided: bool = False) -> float:
+        """Return the p of the hypothesis that the mean is at most `value`, or, two-sided, that it is just that."""
+        found = []
+        for error, freedom in self.errors:
+            t = (self.mean - value) / error
+            found.append(2 * stats.t.sf(abs(t), freedom) if two_sided else stats.t.sf(t, freedom))
+        return float(max(found, default=np.nan))
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the bounds; NaN with fewer than two pairs, the mean itself where all pairs are the same."""
+        if self.pairs < 2:
+            return np.nan, np.nan
+        half = max((_quantile(freedom, confidence) * error for error, freedom in self.errors), default=0.0)
+        return self.mean - half, self.mean + half
+
+    def finding(self, better: Literal["lower", "higher"], margin: float | None) -> Finding:
+        """Say what is found: "undecided" where there is no spread, as with one pair.
+
+        - "equivalent" where the 90% interval lies within the margin: two one-sided tests at 5% (Schuirmann 1987);
+        - else "better" or "worse" where the 95% interval excludes 0;
+        - "undecided" otherwise.
+
+        margin : of |mean|, log(1 + 3%) for a ratio; None where no difference is known that would not matter.
+        """
+        if not self.errors:
+            return "undecided"
+        if margin is not None and max(map(abs, self.interval(1 - 2 * ALPHA))) < margin:
+            return "equivalent"
+        if self.p >= ALPHA:
+            return "undecided"
+        return "better" if (self.mean < 0) == (better == "lower") else "worse"
+
+
+def leave_one_out(differences: ArrayLike) -> tuple[float, float]:
+    """Return the smallest and the largest mean of all pairs but one; NaN with fewer than two.
+
+    >>> leave_one_out([1.0, 2.0, 6.0])
+    (1.5, 4.0)
     """
     sample = np.asarray(differences, dtype=float)
-    if sample.shape[-1] < 2:
-        return np.full(sample.shape[:-1], np.nan), np.full(sample.shape[:-1], np.nan)
-    times, ways = _resamples(sample.shape[-1])
-    means = np.einsum("...n,rn->...r", sample, times / sample.shape[-1])
-    order = means.argsort(axis=-1)
-    ranked, weight = np.take_along_axis(means, order, -1), ways[order]
-    below = weight.cumsum(axis=-1)
-    tail = ceil(round((1 - confidence) / 2 * ways.sum(), 6))
-    # The quantiles from below and from above mirror each other: minus the differences has minus the interval.
-    low = (below < tail).sum(axis=-1)
-    high = (ways.sum() - below + weight >= tail).sum(axis=-1) - 1
-    return (
-        np.take_along_axis(ranked, low[..., None], -1)[..., 0],
-        np.take_along_axis(ranked, high[..., None], -1)[..., 0],
-    )
-
-
-@lru_cache
-def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each resample takes each value, int (R, n), and in how many ways it comes about, int (R,)."""
-    if comb(2 * n - 1, n) > DRAWS:
-        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        return drawn, np.ones(DRAWS, dtype=np.int64)
-    times = [np.bincount(taken, minlength=n) for taken in combinations_with_replacement(range(n), n)]
-    ways = [factorial(n) // prod(factorial(k) for k in row.tolist()) for row in times]
-    return np.array(times), np.array(ways)
-
-
-def called(p: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Say, elementwise, whether a difference may be called one: p below 5% and 0 outside the bootstrap interval."""
-    return (p < ALPHA) & ((low > 0) | (high < 0))
+    sample = sample[np.isfinite(sample)]
+    if sample.size < 2:
+        return np.nan, np.nan
+    means = (sample.sum() - sample) / (sample.size - 1)
+    return float(means.min()), float(means.max())
 
 
 def p_text(p: float) -> str:
@@ -196,14 +297,19 @@ def _detectable(pairs: int) -> float:
 
 
 def values_by_seed(frame: pd.DataFrame, metric: str, arms: Iterable[str]) -> pd.DataFrame:
-    """Return one row per seed and one column per arm, NaN where a trial is absent or its value is not finite."""
+    """Return one row per seed and one column per arm, NaN where a trial is absent or its value is not finite.
+
+    Of a metric that is compared by ratios, a value of 0 counts as not finite.
+    """
     rows = frame[frame["metric"] == metric]
     twice = rows[rows.duplicated(["arm", "seed"])]
     if len(twice):
         first = twice.iloc[0]
         raise InputError(f"arm {first['arm']!r}, seed {first['seed']} has more than one value of {metric}; keep one")
-    wide = rows.pivot(index="seed", columns="arm", values="value").reindex(columns=list(arms)).astype(float)
-    return wide.where(np.isfinite(wide)).sort_index()
+    wide: pd.DataFrame = rows.pivot(index="seed", columns="arm", values="value")
+    wide = wide.reindex(columns=list(arms)).astype(float)
+    counts = np.isfinite(wide) & (wide > 0) if metric_named(metric, frame["metric"]).relative else np.isfinite(wide)
+    return wide.where(counts).sort_index()
 
 
 def _beside(baseline: str | Mapping[str, str], arms: Iterable[str]) -> dict[str, str]:
@@ -214,14 +320,19 @@ def _beside(baseline: str | Mapping[str, str], arms: Iterable[str]) -> dict[str,
 def paired_differences(
     final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Iterable[str]
 ) -> pd.DataFrame:
-    """Return arm minus its baseline, one row per seed and one column per arm; NaN where either is absent."""
+    """Return arm minus its baseline, one row per seed and one column per arm; NaN where either is absent.
+
+    Of a metric that is compared by ratios, the log of arm over baseline.
+    """
     beside = _beside(baseline, arms)
     values = values_by_seed(final, metric, dict.fromkeys([*beside, *beside.values()]))
+    if metric_named(metric, final["metric"]).relative:
+        values = values.apply(np.log)
     return pd.DataFrame({arm: values[arm] - values[than] for arm, than in beside.items()}, index=values.index)
 
 
 def compare_with_baseline(
-    final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Sequence[str]
+    final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Sequence[str], margin: float = MARGIN
 ) -> pd.DataFrame:
     """Compare every arm with its baseline in one metric, paired by seed.
 
@@ -232,85 +343,74 @@ def compare_with_baseline(
     baseline : the arm that the others are compared with; or for every arm the one that it is compared with, its own
         name where it is a baseline.
     arms : all arms of the study, in order; one without values still gets its row.
+    margin : the smallest change of a ratio that matters; only metrics that are compared by ratios have one.
 
     Returns
     -------
     DataFrame indexed by arm: `n` finite values and their `mean`, `low`, `high` (95% interval), `not_finite` values,
-    `pairs` of seeds that arm and baseline share, the mean paired `difference` (arm minus baseline) with
-    `difference_low` and `difference_high` (95% t interval), `p` (paired t, two-sided), `p_holm` (corrected for all
-    the arms that are tested in this metric, see `holm`), `bootstrap_low` and `bootstrap_high` (95%, see
-    `bootstrap_interval`), `detectable` (the smallest true difference that so many pairs with such a spread find in 80%
-    of studies at the 5% level, without Holm's correction and for normal differences), and the `finding`:
+    `pairs` of seeds that arm and baseline share, the mean paired `difference` (arm minus baseline; of a relative
+    metric the log of arm over baseline) with `difference_low` and `difference_high` (95%), `inner_low` and
+    `inner_high` (90%, which tell equivalence), `p` (two-sided), `least` and `most` (see `leave_one_out`), `detectable`
+    (the smallest true difference that so many pairs with such a spread find in 80% of studies), and the `finding`:
 
     - "baseline" for a baseline itself;
     - "no direction" for a metric of which neither more nor less is better;
     - "equal" where arm and baseline have the same seeds, and the same number in each (but for a rounding of 1e-12).
       That is a statement about these numbers, not a test, so that one seed suffices for it;
-    - "better" or "worse" where `p_holm` is below 0.05 and the bootstrap interval excludes 0;
-    - "inconclusive" otherwise. Always so where a value of either arm is not finite, for the seeds that survived are
-      then a selection; and where all differences are the same number but not 0, for that is how rounding shows in a
-      coarse metric, and no interval can be drawn from it.
+    - "equivalent", "better", "worse" or "undecided" as `Effect.finding` says. Always "undecided" where a value of
+      either arm is not finite, for the seeds that survived are then a selection; and where all differences are the
+      same number but not 0, for that is how rounding shows in a coarse metric, and no interval can be drawn from it.
 
-    Where no arm differs from its baseline, the chance that any of them is called better or worse is at most 5% in one
-    metric. Nothing is corrected for the number of metrics.
+    Each comparison is tested alone: an arm that does not differ is called better or worse in at most 5% of studies.
+    What is measured of the other arms can widen an interval, and never narrows it.
     """
-    better = metric_named(metric, final["metric"]).better
+    about = metric_named(metric, final["metric"])
     beside = _beside(baseline, arms)
     if absent := next((than for than in beside.values() if than not in arms), None):
         raise InputError(f"baseline {absent!r} is not among the arms; {nearest(absent, list(arms))}")
     values = values_by_seed(final, metric, arms)
+    differences = paired_differences(final, metric, baseline, arms)
+    compared = [arm for arm in arms if arm != beside[arm]]
+    shared = SharedSpread.of(_spread_out(differences[arm], values[beside[arm]]) for arm in compared)
     reported = final.loc[final["metric"] == metric, "arm"].value_counts()
-    records: list[dict[str, float]] = []
+    lost = {arm: int(reported.get(arm, 0)) - int(values[arm].notna().sum()) for arm in arms}
+    records: list[dict[str, object]] = []
     for arm in arms:
         own = mean_interval(values[arm])
-        record: dict[str, float] = {"n": own.n, "not_finite": int(reported.get(arm, 0)) - own.n}
-        record |= {"mean": own.mean, "low": own.low, "high": own.high}
-        tested = {"pairs": own.n} if arm == beside[arm] else paired_test(values[arm] - values[beside[arm]], own.mean)
-        records.append(record | tested)
+        record: dict[str, object] = {"n": own.n, "not_finite": lost[arm]}
+        record |= {"mean": own.mean, "low": own.low, "high": own.high, "pairs": own.n, "finding": "baseline"}
+        if arm != beside[arm]:
+            level = 1.0 if about.relative else own.mean
+            paired = Effect.of(differences[arm], shared, level)
+            record |= _told(paired, differences[arm])
+            if about.better is None:
+                record["finding"] = "no direction"
+            elif lost[arm] or lost[beside[arm]]:
+                record["finding"] = "undecided"
+            elif _same(values[arm], values[beside[arm]]):
+                record["finding"] = "equal"
+            else:
+                record["finding"] = paired.finding(about.better, float(np.log1p(margin)) if about.relative else None)
+        records.append(record)
     index = pd.Index(list(arms), name="arm")
-    table = pd.DataFrame.from_records(records, index=index).reindex(columns=list(COMPARISON_COLUMNS))
-    table["p_holm"] = holm(table["p"])
-    broken = {arm for arm, record in zip(arms, records, strict=True) if record["not_finite"]}
-    difference, *bounds = table[["difference", "p_holm", "bootstrap_low", "bootstrap_high"]].to_numpy(float).T
-    differs = called(*bounds)
-    findings = []
-    for i, arm in enumerate(arms):
-        if arm == beside[arm]:
-            finding = "baseline"
-        elif better is None:
-            finding = "no direction"
-        elif broken & {arm, beside[arm]}:
-            finding = "inconclusive"
-        elif _same(values[arm], values[beside[arm]]):
-            finding = "equal"
-        elif differs[i]:
-            finding = "better" if (difference[i] < 0) == (better == "lower") else "worse"
-        else:
-            finding = "inconclusive"
-        findings.append(finding)
-    return table.assign(finding=findings)
+    return pd.DataFrame.from_records(records, index=index).reindex(columns=list(COMPARISON_COLUMNS))
 
 
-def paired_test(differences: ArrayLike, level: float) -> dict[str, float]:
-    """Return what paired differences say by themselves, under the names that `compare_with_baseline` gives it.
+def _told(paired: Effect, differences: pd.Series) -> dict[str, object]:
+    """Return what `compare_with_baseline` says of paired differences, but for the finding."""
+    low, high = paired.interval()
+    inner_low, inner_high = paired.interval(1 - 2 * ALPHA)
+    least, most = leave_one_out(differences)
+    found = {"pairs": paired.pairs, "difference": paired.mean, "difference_low": low, "difference_high": high}
+    found |= {"p": paired.p, "inner_low": inner_low, "inner_high": inner_high, "least": least, "most": most}
+    detectable = _detectable(paired.pairs) * paired.error * paired.pairs**0.5 if paired.errors else np.nan
+    return {**found, "detectable": detectable}
 
-    differences : (n,); values that are not finite are left out. level : the size of what was subtracted: a spread
-    within its rounding is none, and `p` and `detectable` are then NaN, as they are with fewer than two pairs.
-    """
-    sample = np.asarray(differences, dtype=float)
-    sample = sample[np.isfinite(sample)]
-    paired, bootstrap = mean_interval(sample), bootstrap_interval(sample)
-    spread = paired.high - paired.low > 1e-12 * max(abs(level), abs(level - paired.mean))
-    return {
-        "pairs": paired.n,
-        "difference": paired.mean,
-        "difference_low": paired.low,
-        "difference_high": paired.high,
-        "p": float(paired_p(sample)) if spread else np.nan,
-        "bootstrap_low": float(bootstrap[0]),
-        "bootstrap_high": float(bootstrap[1]),
-        "detectable": _detectable(paired.n) * float(sample.std(ddof=1)) if spread else np.nan,
-    }
+
+def _spread_out(differences: pd.Series, level: pd.Series) -> np.ndarray:
+    """Return the finite differences, none where their spread is within the rounding of what was subtracted."""
+    sample = differences.dropna().to_numpy(float)
+    return sample if sample.size and np.ptp(sample) > 1e-12 * np.abs(level).max() else np.empty(0)
 
 
 def _same(arm: pd.Series, baseline: pd.Series) -> bool:

@@ -101,6 +101,15 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
     return manifest
 
 
+def near_codes_trials(workspace: Workspace) -> list[Path]:
+    """Return the folders of the finished trials that tell what near codes look like, of all studies run here."""
+    from iar_study.storage import read_json
+
+    manifests = [read_json(path) for path in sorted(workspace.studies.glob("*.json"))]
+    hashes = [trial["hash"] for each in manifests if each.get("kind") == "near-codes" for trial in each["trials"]]
+    return [folder for name in dict.fromkeys(hashes) if is_finished(folder := workspace.trials / name)]
+
+
 def is_finished(folder: Path) -> bool:
     """Has the trial of this folder ended, in a result or in divergence?"""
     return (folder / "result.json").exists()
