@@ -110,3 +110,10 @@ def test_nobody_is_told_the_gain_that_mixes_resolutions() -> None:
         assert not re.search(r"(?<![\d.])0\.62(?!\d)", text), path
         assert not re.search(r"3\.80?\s*(-|\N{MINUS SIGN}|to|and|->)\s*3\.18", text), path
         assert "MTAR" not in text, path
+
+
+def test_the_readme_tells_of_the_paper_what_its_tables_hold() -> None:
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert published.RANGE_PERCENT in words
+    assert f"{published.MEAN_PERCENT:.1f}% on average" in words
+    assert "reports/example/paper/index.md" in words
