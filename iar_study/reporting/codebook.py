@@ -40,6 +40,7 @@ from iar_study.reporting.illustrations import Illustration
 from iar_study.reporting.near_codes import COLUMN
 from iar_study.reporting.pages import write_pages
 from iar_study.reporting.tables import number
+from iar_study.reporting.unchanged import CODEBOOK
 from iar_study.storage import digest
 from iar_study.study.codebooks import (
     PAIRS,
@@ -422,7 +423,7 @@ def write_codebook_page(results: CodebookResults, folder: Path, made_from: str =
     shown = vars(results.neighbours) if results.neighbours else {}
     seen = digest(*arrays, results.metric, *(list(v) if isinstance(v, tuple) else v for v in shown.values()))
     files = {"strategies.csv": results.strategies.to_csv(index=False, lineterminator="\n")}
-    return write_pages(folder / "codebook", "codebook", context, illustrations(results), seen, files, made_from)
+    return write_pages(folder / CODEBOOK, "codebook", context, illustrations(results), seen, files, made_from)
 
 
 def _strategy_rows(results: CodebookResults) -> list[dict[str, str]]:

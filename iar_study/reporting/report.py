@@ -35,6 +35,7 @@ from iar_study.reporting.tables import (
     verdict_rows,
     wrong_tokens,
 )
+from iar_study.reporting.unchanged import CODEBOOK, PAPER
 from iar_study.storage import digest
 from iar_study.study import published
 from iar_study.study.claims import Verdict
@@ -223,7 +224,7 @@ def _seen(results: Results) -> str:
 def _target(results: Results, folder: Path) -> Path:
     """Return the report's folder; refuse one that is outside `folder`, and a study without results."""
     name = results.study
-    if not name or name.startswith(".") or "/" in name or "\0" in name or name == "codebook":
+    if not name or name.startswith(".") or "/" in name or "\0" in name or name in (CODEBOOK, PAPER):
         raise InputError(f"study name {name!r} cannot name a folder; rename the study")
     if results.final.empty:
         raise InputError(f"study {name!r} has no finished trial to report; `iar-study run {shlex.quote(name)}` first")

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from iar_study.errors import InputError
 from iar_study.reporting.codebook import write_codebook_page
 from iar_study.reporting.pages import GENERATOR, as_json, templates
+from iar_study.reporting.paper import write_paper_page
 from iar_study.reporting.report import write_report
 from iar_study.reporting.tables import verdict_rows
 from iar_study.reporting.unchanged import ABOUT, CODEBOOK, Sources, index_about, is_unchanged
@@ -86,7 +87,8 @@ def _study_of_codebook(store: Workspace) -> str:
 def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
     """Write `folder/index.html` and `.md`: the verdicts on all claims and the reports found there; return the path.
 
-    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested.
+    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested. The index
+    leads to the page of the paper's own numbers, which is written beside it.
     """
     found: list[dict[str, str]] = []
     judged: dict[str, dict[str, str]] = {}
@@ -111,8 +113,8 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         if row["study"] in names and row["claim"] not in judged:
             row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
         verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
-    found.sort(key=lambda report: report["name"] == "codebook")  # after the studies
-    folder.mkdir(parents=True, exist_ok=True)
+    found.sort(key=lambda report: report["name"] == CODEBOOK)  # after the studies
+    write_paper_page(folder)
     for name in ("index.html", "index.md"):
         path, template = folder / name, templates().get_template(name)
         text = re.sub(r"\n{3,}", "\n\n", template.render(reports=found, verdicts=verdicts, published=published))

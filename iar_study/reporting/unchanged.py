@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,8 @@ RECORDS = ("result.json", "trial.json", "journal.jsonl")
 """The files of a trial that tell all of it; the others follow from the same training."""
 
 CODEBOOK = "codebook"
+PAPER = "paper"
+"""Folders of reports that are no study's."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,7 @@ class Sources:
     @cached_property
     def writer(self) -> str:
         """Digest of what writes: the package's code and templates, the claims and the libraries' versions."""
-        package = Path(__file__).parents[1]
-        files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html", ".md", ".css", ".js")]
-        files += [self.claims] if self.claims.exists() else []
-        return digest([_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
+        return digest(_package(), _sha256(self.claims) if self.claims.exists() else "")
 
     @cached_property
     def premise(self) -> list[str]:
@@ -75,9 +74,22 @@ class Sources:
         if first in studies:
             pages[CODEBOOK] = self.of_codebook(first)
         there = all(is_unchanged(folder / page, made_from) for page, made_from in pages.items())
-        if not there or not _is_indexed(folder):
+        if not there or not is_unchanged(folder / PAPER, of_paper()) or not _is_indexed(folder):
             return None
         return [*(folder / page / "index.html" for page in pages), folder / "index.html"]
+
+
+@cache
+def _package() -> str:
+    """Return the digest of the package's code and templates and of the libraries' versions."""
+    package = Path(__file__).parents[1]
+    files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html", ".md", ".css", ".js")]
+    return digest([_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
+
+
+def of_paper() -> str:
+    """Return the digest of what the page of the paper's own numbers is written from: no results, the package alone."""
+    return digest(PAPER, _package())
 
 
 def write_changed(store: Workspace, studies: Sequence[str], folder: Path, experiments: Path) -> Iterator[Path]:

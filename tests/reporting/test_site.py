@@ -22,6 +22,8 @@ from iar_study.study.workspace import Workspace
 from tests.reporting.made_up import ANSWERS, CLAIMS, FD, files, light, values_of, with_values
 from tests.reporting.pages import Page, rendered
 
+PAPER = "paper/index.html"
+
 
 @pytest.fixture(scope="module")
 def verdicts(results):
@@ -49,7 +51,7 @@ def test_index_lists_reports_and_nothing_else(results, tmp_path):
     page = Page(write_index(tmp_path).read_text())
     assert conclusion(results) in page.text
     picture = "components/difference-fd-classifier-2k.png"
-    assert page.addresses == ["data:,", "components/index.html", picture, "components/index.html"]
+    assert page.addresses == ["data:,", PAPER, "components/index.html", picture, "components/index.html"]
     assert not page.tables
 
 
@@ -77,7 +79,7 @@ def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
     assert pictures == [f"{name}/difference-fd-classifier-2k.png" for name in ("balance", "components")]
     pages = [f"{name}/index.html" for name in ("balance", "balance", "components", "components")]
     assert [address for address in page.addresses if address not in pictures] == [
-        *("data:,", published.PAPER_URL),
+        *("data:,", published.PAPER_URL, PAPER),
         *within,
         *links,
         *pages,
@@ -85,7 +87,7 @@ def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
     marked = Page(rendered(tmp_path / "index.md"))
     assert [row[2] for row in marked.under("What holds so far")[0][1:]] == [row[2] for row in rows[1:]]
     assert {unquote(address) for address in marked.addresses} == {
-        *("components/index.md", "balance/index.md"),
+        *("paper/index.md", "components/index.md", "balance/index.md"),
         *pictures,
         *within,
         published.PAPER_URL,
@@ -104,7 +106,7 @@ def test_index_before_any_report_says_that_nothing_is_tested(tmp_path):
         "study balance was not run",
         "one generator is built here",
     ]
-    assert [address for address in page.addresses if "#" not in address] == ["data:,", published.PAPER_URL]
+    assert [address for address in page.addresses if "#" not in address] == ["data:,", published.PAPER_URL, PAPER]
     assert "No report yet" in page.text
 
 
@@ -153,7 +155,7 @@ def test_every_link_of_the_site_leads_somewhere(store, results, tmp_path, monkey
     monkeypatch.setattr(site, "load_results", lambda store, study: replace(results, study=study))
     write(store, ["components"], tmp_path)
     pages = {path: Page(path.read_text()) for path in tmp_path.rglob("*.html")}
-    assert len(pages) == 2
+    assert len(pages) == 3
     for path, page in pages.items():
         for address in page.addresses:
             if re.match("https?:|data:", address):

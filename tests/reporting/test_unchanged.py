@@ -64,6 +64,7 @@ def test_what_is_there_is_told_without_what_computes_and_draws(copy: Workspace) 
     [
         "reports/code-distance/index.md",
         "reports/codebook/index.html",
+        "reports/paper/index.html",
         "reports/index.html",
         "experiments/claims.py",
         "runs/studies/code-distance.json",
@@ -80,7 +81,9 @@ def test_a_changed_file_is_seen(copy: Workspace, path: str) -> None:
     assert told(copy) is None
 
 
-@pytest.mark.parametrize("path", ["reports/code-distance", "reports/codebook", "reports/index.md", "runs/trials/*"])
+@pytest.mark.parametrize(
+    "path", ["reports/code-distance", "reports/codebook", "reports/paper", "reports/index.md", "runs/trials/*"]
+)
 def test_what_is_missing_is_seen(copy: Workspace, path: str) -> None:
     found = sorted(copy.root.glob(path))[0]
     shutil.rmtree(found) if found.is_dir() else found.unlink()
