@@ -1,39 +1,32 @@
-"""All reports together: the index with the verdicts, the site of a store, its check against one, and the watch."""
+"""All reports together: the site of a store, its check against one, and the watch."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import unified_diff
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 from joblib import Parallel, delayed
 from PIL import Image, UnidentifiedImageError
 
 from iar_study.errors import InputError
 from iar_study.reporting.codebook import write_codebook_page
-from iar_study.reporting.pages import GENERATOR, as_json, templates
-from iar_study.reporting.paper import write_paper_page
+from iar_study.reporting.index import INDEX, INDEX_FILES, write_index
+from iar_study.reporting.pages import templates
 from iar_study.reporting.report import write_report
-from iar_study.reporting.tables import verdict_rows
-from iar_study.reporting.unchanged import ABOUT, CODEBOOK, Sources, index_about, is_unchanged
+from iar_study.reporting.unchanged import ABOUT, CODEBOOK, Sources, is_unchanged
 from iar_study.storage import write_text
-from iar_study.study import published
-from iar_study.study.claims import Claim, judge, judge_all
+from iar_study.study.claims import Claim, judge
 from iar_study.study.codebooks import codebook_product, load_codebook_results
 from iar_study.study.results import load_results
 from iar_study.study.status import Status, status_of
 from iar_study.study.workspace import Workspace
 
-INDEX = "index.html"
 SHOWN = 3
 """Lines of a difference that a check shows of a file."""
 
@@ -84,59 +77,6 @@ def _study_of_codebook(store: Workspace) -> str:
     return ""
 
 
-def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
-    """Write `folder/index.html` and `.md`: the verdicts on all claims and the reports found there; return the path.
-
-    Each report tells its own verdicts, in its verdicts.csv; a claim that none of them tells of is not tested. The index
-    leads to the page of the paper's own numbers, which is written beside it.
-    """
-    found: list[dict[str, str]] = []
-    judged: dict[str, dict[str, str]] = {}
-    for page in sorted(folder.glob(f"*/{INDEX}")):
-        head = _Head()
-        head.feed(page.read_text(encoding="utf-8"))
-        if head.meta.get("generator") == GENERATOR:
-            meta = {key: head.meta.get(key, "") for key in ("question", "description")}
-            folder_link = quote(page.parent.name)
-            link = f"{folder_link}/{INDEX}"
-            picture = head.meta.get("picture", "")
-            shown = {"picture": picture and f"{folder_link}/{picture}", "alt": head.meta.get("picture-alt", "")}
-            found.append({"link": link, "name": page.parent.name, **meta, **shown})
-            if (page.parent / "verdicts.csv").exists():
-                rows = pd.read_csv(page.parent / "verdicts.csv", keep_default_na=False, dtype=str)
-                # A copy of a report under another name is no study's.
-                own = rows[rows["study"] == page.parent.name].to_dict("records")
-                judged |= {row["claim"]: {**row, "link": link} for row in own}
-    names = {report["name"] for report in found}
-    verdicts = []
-    for row in verdict_rows(judge_all(claims, [])):
-        if row["study"] in names and row["claim"] not in judged:
-            row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
-        verdicts.append({"link": "", **row, **judged.get(row["claim"], {})})
-    found.sort(key=lambda report: report["name"] == CODEBOOK)  # after the studies
-    write_paper_page(folder)
-    for name in ("index.html", "index.md"):
-        path, template = folder / name, templates().get_template(name)
-        text = re.sub(r"\n{3,}", "\n\n", template.render(reports=found, verdicts=verdicts, published=published))
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
-    write_text(folder / ABOUT, as_json(index_about(folder)))
-    return folder / INDEX
-
-
-class _Head(HTMLParser):
-    """Reads the <meta name content> pairs of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.meta: dict[str, str] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag == "meta" and values.get("name"):
-            self.meta[str(values["name"])] = values.get("content") or ""
-
-
 def check_site(store: Workspace, studies: Sequence[str], folder: Path, claims: Sequence[Claim]) -> list[str]:
     """Write the site anew, elsewhere, and return in what `folder` differs from it; empty where every byte is the same.
 
@@ -152,7 +92,7 @@ def check_site(store: Workspace, studies: Sequence[str], folder: Path, claims: S
         names = {f"{name}/{path.name}" for name in expected for side in (folder, anew) for path in _files(side / name)}
         names -= {f"{name}/{ABOUT}" for name in expected}  # of how it was drawn, not of what it says
         if pages == expected:
-            names |= {INDEX, "index.md"}
+            names |= {name for name in INDEX_FILES if any((side / name).exists() for side in (folder, anew))}
         for name in sorted(names):
             found += _difference(name, folder / name, anew / name)
         return found

@@ -125,7 +125,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def index_about(folder: Path) -> dict[str, object]:
     """Return what the index remembers: its own files and the reports it leads to."""
-    files = {name: _sha256(folder / name) for name in ("index.html", "index.md")}
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != ABOUT}
     return {"files": files, "reports": sorted(page.parent.name for page in folder.glob(f"*/{ABOUT}"))}
 
 

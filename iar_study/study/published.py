@@ -145,6 +145,11 @@ def gains(table: Iterable[Trained] = TABLE_2) -> list[Gain]:
     return [Gain(llamagen, other) for llamagen, other in pairs if other]
 
 
+def gain_of(size: str, tokens: str, epochs: int) -> Gain:
+    """Return the pair of this size, number of tokens and number of epochs."""
+    return next(g for g in gains() if (g.iar.size, g.iar.tokens, g.iar.epochs) == (size, tokens, epochs))
+
+
 def share_to_reach() -> float:
     """Return the share of its training after which IAR, by Figure 3c, has LlamaGen's last FID: on straight lines."""
     last = max(FIGURE_3C)
