@@ -256,7 +256,7 @@ def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> di
 
 
 def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, np.ndarray]:
-    if reference is None:
+    if reference is None or not (workspace.cache / reference).exists():  # `import` leaves a part of it alone
         return {}
     pictures = load_arrays(workspace.cache / reference)[0]
     return {label: pictures[name] for label, name in STAGES.items()}

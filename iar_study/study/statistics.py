@@ -170,6 +170,8 @@ class Effect:
         if n < 2 or np.ptp(sample) <= 1e-12 * max(abs(level), abs(level - mean)):
             return cls(mean, n, ())
         own = float(sample.var(ddof=1))
+        if not own > 0:  # so small that its square is 0
+            return cls(mean, n, ())
         spreads = [(own, float(n - 1))]
         if shared:
             spreads.append(shared.moderated(own, n - 1))
