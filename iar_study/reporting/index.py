@@ -57,6 +57,8 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         if row["study"] in names and row["claim"] not in judged:
             row["evidence"] = f"the report of study {row['study']} is older than the claim; write it again"
         merged = {"link": "", **row, **judged.get(row["claim"], {})}
+        if merged["kind"] == "exploratory" and merged["answer"] == "not tested":
+            continue  # a question of ours that nobody has run anything for
         verdicts.append({**merged, "comparisons": comparisons_shown(merged["rows"])})
     found.sort(key=lambda report: report["name"] == CODEBOOK)  # after the studies
     write_paper_page(folder)

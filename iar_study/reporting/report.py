@@ -68,6 +68,11 @@ def conclusion(results: Results) -> str:
     )
 
 
+def shown(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return them without questions of ours that nobody has run anything for."""
+    return [told for told in verdicts if told.claim.kind != "exploratory" or told.answer != "not tested"]
+
+
 def premise(results: Results) -> str:
     """Say whether near codes are interchangeable here, as the method supposes, or that nobody has measured it."""
     if not results.premise:
@@ -188,6 +193,7 @@ def write_report(
     made_from : see `write_pages`.
     renews : whether the page loads itself anew in a browser, as while the study runs.
     """
+    verdicts = shown(verdicts)
     judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT_COLUMNS))
     return write_pages(
         _target(results, folder),

@@ -328,10 +328,8 @@ class Above:
         beside = metric_named(keys[1]).label if other else _shown(self.than)
         low, high = effect.interval()
         pairs = {str(seed): float(value) for seed, value in differences.items()}
-        what, label = f"{arm}: minus {beside}", metric_named(keys[0]).label
-        row = Row(
-            what, label, False, effect.mean, low, high, effect.p, answer, *leave_one_out(differences), pairs=pairs
-        )
+        label = f"{metric_named(keys[0]).label} \N{MINUS SIGN} {beside}"
+        row = Row(arm, label, False, effect.mean, low, high, effect.p, answer, *leave_one_out(differences), pairs=pairs)
         return Found(answer, row.text() + _lost(results, arm), (row,), effect.p)
 
 
@@ -509,4 +507,6 @@ def _shown(value: float | str, sign: str = "") -> str:
     """Format a number to four digits, with a true minus sign; a name stays as it is."""
     if isinstance(value, str):
         return value
+    if math.isnan(value):
+        return "\N{EN DASH}"
     return f"{value:{sign if value else ''}.4g}".replace("-", "\N{MINUS SIGN}")

@@ -5,19 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from iar_study.study.claims import Better, Claim, Exact, NotTested
+from iar_study.study.claims import Claim, Past
+from iar_study.study.rules import Better, Exact, NotTested
 
 FD, NLL = "fd/classifier@2k", "val/token_nll"
 ODD = "<script>alert('1')</script> 50% a_b|c*d `e` [f](g)"
 
 
 def claim(name, rule, study="components", **changed):
-    return Claim(
-        name,
-        **{"sentence": f"It is said: {name}.", "source": "ours", "limits": "Else none."} | changed,
-        study=study,
-        rule=rule,
-    )
+    told = {"sentence": f"It is said: {name}.", "source": "the abstract", "limits": "Else none.", "kind": "effect"}
+    return Claim(name, **told | {"past": Past("2026-11-27", after_data=False)} | changed, study=study, rule=rule)
 
 
 CLAIMS = [
@@ -25,12 +22,12 @@ CLAIMS = [
     claim("random clusters help", Better("random", "fd")),
     claim("the order helps", Better("rearranged", "val/token_nll")),
     claim("plain helps", Better("plain", "fd")),
-    claim("the order is free", Exact("equivariance", 1e-9)),
+    claim("the order is free", Exact("equivariance", 1e-9), kind="identity"),
     claim("balance helps", Better("balanced", "fd"), study="balance"),
     claim("all generators", NotTested("one generator is built here"), study=None),
 ]
-ANSWERS = ("supported", "contradicted", "inconclusive", "not tested", "supported")
-"""The verdicts on those that the study `components` tests."""
+ANSWERS = ("better", "worse", "undecided", "not tested", "holds")
+"""The answers to those that the study `components` tests."""
 
 
 def files(folder):

@@ -9,10 +9,12 @@ import pytest
 from iar_study.errors import InputError
 from iar_study.reporting.compare import comparison_text, export_comparison
 from iar_study.reporting.tables import HEADLINE
-from iar_study.study.claims import Better, Claim
+from iar_study.study.claims import Claim, Past
 from iar_study.study.comparison import Stores, compare
+from iar_study.study.rules import Better
 
-BETTER = Claim("better images", "It is better.", "ours", "components", Better("iar", "fd"), "nothing")
+PAST = Past("2026-11-27", after_data=True)
+BETTER = Claim("better images", "It is better.", "ours", "effect", "components", Better("iar", "fd"), PAST, "nothing")
 
 
 def beside(a, b) -> Stores:
@@ -57,8 +59,8 @@ def test_means_and_differences_are_those_of_each_store(build):
                 assert f"{of[key, arm]:.{digits}f} [" in text
     line = next(line for line in text.splitlines() if line.startswith("      iar") and "! differ" in line)
     assert "better" in line
-    assert "+0.510 [" in line
-    assert text.count("0.000 equal") == 3
+    assert "+1.4% [" in line
+    assert text.count("0.0% equal") == 3
     assert text.splitlines()[-1].startswith("A and B do not agree: components (")
 
 
@@ -84,7 +86,7 @@ def test_every_disagreement_is_marked(build):
     ):
         assert words in text
     verdict = next(line for line in text.splitlines() if line.startswith("    better images"))
-    assert verdict.split() == ["better", "images", "supported", "contradicted", "!"]
+    assert verdict.split() == ["better", "images", "better", "worse", "!"]
     assert text.splitlines()[-1] == "A and B do not agree: components (3 trials, 1 arm, 1 verdict)"
 
 

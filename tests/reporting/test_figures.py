@@ -124,7 +124,7 @@ def test_comparison_shows_seeds_means_and_findings(results):
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in dots] == [3] * 4
     assert sum(line.get_marker() == "D" for line in axes.lines) == 4
-    assert {"FD (classifier, 2k)", "better", "worse", "inconclusive", "iar", "random"} <= set(texts(figure))
+    assert {"FD (classifier, 2k)", "better", "worse", "equivalent", "iar", "random"} <= set(texts(figure))
     assert "(\N{LEFTWARDS ARROW} better)" in axes.get_xlabel()
     assert "(better \N{RIGHTWARDS ARROW})" in figures.comparison(results, "recall/classifier@2k").axes[0].get_xlabel()
 
@@ -199,7 +199,7 @@ def test_comparisons_and_curves_are_with_the_baseline_of_ones_own(sweep):
     axes = figures.comparison(sweep, FD).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["iar", "iar-half", "iar-double"]
     values = sweep.final[sweep.final["metric"] == FD].pivot(index="seed", columns="arm", values="value")
-    half = (values["iar-half"] - values["baseline-half"]).mean()
+    half = 100 * np.expm1(np.log(values["iar-half"] / values["baseline-half"]).mean())  # percent
     assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"][1] == pytest.approx(half)
     assert legend(figures.curves(sweep, NLL, differences=True)) == ["iar", "iar-half", "iar-double"]
     colors = figures.arm_colors(sweep)

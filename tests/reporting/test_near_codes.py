@@ -13,7 +13,8 @@ from iar_study.reporting import near_codes
 from iar_study.reporting.figures import DPI, FAINT, INK, arm_colors
 from iar_study.reporting.near_codes import distance_curves, replaced_pictures
 from iar_study.reporting.report import conclusion, write_report
-from iar_study.study.claims import Above, Better, Claim, judge
+from iar_study.study.claims import Claim, Past, judge
+from iar_study.study.rules import Above, Better
 from tests.reporting.pages import Page, rendered
 
 ARMS = {"random": "random clusters", "blocks": "by index", "balanced": "balanced k-means"}
@@ -226,10 +227,29 @@ def test_a_report_of_near_codes_tells_of_pictures_and_of_no_training(made, monke
         return distance_curves(results, name, paper_rank)
 
     monkeypatch.setattr(near_codes, "distance_curves", watched)
+    past = Past("2026-11-27", after_data=True)
     claims = [
-        Claim("near", "Near codes look alike.", "ours", "near-codes", Above("near/psnr", 20.0), "No more."),
-        Claim("similar", "Codes do.", "ours", "near-codes", Better("balanced", "same_cluster/psnr"), "No more."),
-        Claim("trained", "Images do.", "ours", "near-codes", Better("balanced", "fd"), "No more."),
+        Claim(
+            "near",
+            "Near codes look alike.",
+            "ours",
+            "observation",
+            "near-codes",
+            Above("near/psnr", 20.0),
+            past,
+            "No more.",
+        ),
+        Claim(
+            "similar",
+            "Codes do.",
+            "ours",
+            "observation",
+            "near-codes",
+            Better("balanced", "same_cluster/psnr"),
+            past,
+            "No more.",
+        ),
+        Claim("trained", "Images do.", "ours", "observation", "near-codes", Better("balanced", "fd"), past, "No more."),
     ]
     path = write_report(results, tmp_path, judge(claims, results))
     names = ("psnr", "ssim", "feature_distance", "class_agreement")
@@ -242,15 +262,15 @@ def test_a_report_of_near_codes_tells_of_pictures_and_of_no_training(made, monke
     said = conclusion(results)
     assert said.startswith("On fashion-mnist (28 x 28 pixels; no GPT; 3 seeds), compared with random seed by seed")
     for label in ("feature distance", "class kept"):
-        assert re.search(rf"{label}, same cluster is better for balanced \([^)]*\), inconclusive for blocks;", said)
+        assert re.search(rf"{label}, same cluster is better for balanced \([^)]*\), undecided for blocks;", said)
     for page in (Page(path.read_text()), Page(rendered(path.with_suffix(".md")))):
         assert said in page.words
         assert {"How far a code may be off", "What it looks like"} <= set(page.headings)
         told = {"During training", "How much training", "By position", "Samples", "Wrong token"}
         assert not [title for title in page.headings if title.startswith(tuple(told))]
-        assert [row[1] for row in page.under("Verdicts")[0][1:]] == ["supported", "supported", "not tested"]
+        assert [row[1] for row in page.under("What it says of the claims")[0][1:]] == ["holds", "better", "not tested"]
         assert "fd was not measured" in page.words
-        assert "this page compares 4 of them" in page.words
+        assert "this page makes 8 such comparisons" in page.words
         assert len(page.under("What these seeds can and cannot show")) == 2
         assert "every token replaced by a random other code of its cluster: mean distance" in page.words
     (rows,) = Page(path.read_text()).under("Every token replaced by another code of its cluster")
@@ -266,7 +286,7 @@ def test_a_report_of_near_codes_with_a_trial_missing(made, tmp_path):
     missing = pd.DataFrame({"arm": "random", "seed": [0, 1, 2], "status": "not finished", "step": np.nan})
     results = replace(results, **gone, missing=missing, replaced={}, reconstructions={})
     page = Page(write_report(results, tmp_path).read_text())
-    assert "inconclusive for every arm" in conclusion(results)
+    assert "undecided for every arm" in conclusion(results)
     assert "of 9 trials 3 not finished" in page.words
     assert "How far a code may be off" in page.headings
     assert "What it looks like" not in page.headings

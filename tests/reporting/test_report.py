@@ -19,7 +19,8 @@ from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
 from iar_study.reporting.unchanged import ABOUT
-from iar_study.study.claims import Better, judge
+from iar_study.study.claims import judge
+from iar_study.study.rules import Better
 from iar_study.study.status import Status
 from tests.reporting.made_up import (
     ANSWERS,
@@ -108,7 +109,7 @@ def test_the_page_is_small_and_needs_no_script(report, page):
 
 
 def test_what_a_reader_looks_for_comes_in_order(page, marked, results):
-    first = [results.question, results.claim, conclusion(results), "Verdicts, at this scale"]
+    first = [results.question, results.claim, conclusion(results), "What it says of the claims, at this scale"]
     places = [page.text.rindex(part) for part in first]
     assert places == sorted(places)
     shared = [
@@ -125,7 +126,7 @@ def test_what_a_reader_looks_for_comes_in_order(page, marked, results):
         "Where the numbers come from",
     ]
     beside = [f"{title}: every arm beside the baseline" for title in ("Samples", "Predictions on held-out images")]
-    begin = ["Verdicts, at this scale", "Differences from the baseline"]
+    begin = ["What it says of the claims, at this scale", "Differences from the baseline"]
     assert [title.replace("\u2019", "'") for title in page.headings] == [*begin, *beside, *shared]
     assert marked.headings == [*begin, "Every arm beside the baseline", *shared]
 
@@ -134,8 +135,8 @@ def test_the_pages_tell_how_to_check_them(page, marked, results):
     for text in (page, marked):
         assert "iar-study run components --profile quick --seeds 0 1 2" in text.words
         assert "not comparable with the numbers above" in text.words
-        assert "corrected by Holm for all arms of this study in this metric" in text.words
-        assert "and this page compares 15 of them" in text.words
+        assert "of this comparison alone" in text.words
+        assert "this page makes 60 such comparisons" in text.words
         rows = [row for table in text.under("Where the numbers come from") for row in table[1:]]
         ids = results.final[["seed", "trial", "run_id"]].drop_duplicates()
         expected = [[str(seed), trial[:12], run, "0123456789"] for seed, trial, run in ids.itertuples(index=False)]
@@ -165,9 +166,9 @@ def test_conclusion_tells_findings_scale_and_limit(results):
     said = conclusion(results)
     assert said.startswith("On fashion-mnist (28 x 28 pixels; GPT, 0.28 M weights; 3 seeds), compared with baseline")
     assert re.search(
-        r"FD \(classifier, 2k\) is better for iar \(-6\.\d+ \[-[\d.]+, -[\d.]+\]\), "
-        r"worse for blocks \(\+0\.\d+ \[\+[\d.]+, \+[\d.]+\]\) and random \(\+2\.\d+ \[\+[\d.]+, \+[\d.]+\]\), "
-        "inconclusive for rearranged; token NLL is",
+        r"FD \(classifier, 2k\) is better for iar \(-14\.\d% \[-[\d.]+%, -[\d.]+%\]\), "
+        r"worse for random \(\+\d\.\d% \[\+[\d.]+%, \+[\d.]+%\]\), "
+        r"equivalent for rearranged \(.*?\) and blocks \(.*?\); token NLL is",
         ascii_minus(said),
     )
     assert said.endswith("none of it says anything about other data or other sizes.")
@@ -176,19 +177,18 @@ def test_conclusion_tells_findings_scale_and_limit(results):
 
 def test_conclusion_is_never_stronger_than_its_intervals(build):
     said = conclusion(build(seeds=(0,)))
-    assert "FD (classifier, 2k) is inconclusive for every arm; token NLL is inconclusive for every arm" in said
-    assert "does not show equality" in said
-    assert not re.search("better|worse|equal for", said)
+    assert "FD (classifier, 2k) is undecided for every arm; token NLL is undecided for every arm" in said
+    assert "can tell neither a difference nor that there is none that matters" in said
+    assert not re.search("better|worse|(equal|equivalent) for", said)
 
 
-def test_conclusion_is_never_stronger_than_holms_correction(build):
-    """A difference that would count alone does not among four that are no clearer."""
-    alone, among = build(arms={"baseline": "", "iar": ""}), build()
-    for results, said in ((alone, r"better for iar \(-1\.000"), (among, "inconclusive for every arm")):
+def test_each_arm_is_tested_by_itself(build):
+    """What is better alone is better among others that are as clear."""
+    for results in (build(arms={"baseline": "", "iar": ""}), build()):
         shifted = results
         for arm in [arm for arm in results.arms if arm != "baseline"]:
-            shifted = with_values(shifted, FD, arm, values_of(results, FD, "baseline") - [0.7, 1.0, 1.3])
-        assert re.search(rf"FD \(classifier, 2k\) is {said}", ascii_minus(conclusion(shifted)))
+            shifted = with_values(shifted, NLL, arm, values_of(results, NLL, "baseline") - [0.7, 1.0, 1.3])
+        assert "token NLL is better for" in conclusion(shifted)
 
 
 def test_conclusion_without_headline_metric(results):
@@ -203,12 +203,12 @@ def test_conclusion_of_a_lone_baseline(results):
 
 def test_a_bound_is_not_rounded_to_the_zero_it_excludes(build):
     results = build(arms={"baseline": "", "iar": ""})
-    results = with_values(results, FD, "baseline", 41.0)
-    said = ascii_minus(conclusion(with_values(results, FD, "iar", 41 - np.array([0.0300, 0.0301, 0.0302]))))
-    assert "better for iar (-0.030 [-0.030, -0.030])" in said
-    # The interval ends at -0.0003: with three digits it would seem to hold 0.
-    said = ascii_minus(conclusion(with_values(results, FD, "iar", 41 - 0.015 - 0.0059174 * np.array([-1, 0, 1]))))
-    assert "better for iar (-0.0150 [-0.0297, -0.0003])" in said
+    results = with_values(results, NLL, "baseline", 41.0)
+    said = ascii_minus(conclusion(with_values(results, NLL, "iar", 41 - np.array([0.0300, 0.0301, 0.0302]))))
+    assert "better for iar (-0.0301 [-0.0303, -0.0299])" in said
+    # The interval ends at -0.00003: with four digits it would seem to hold 0.
+    said = ascii_minus(conclusion(with_values(results, NLL, "iar", 41 - 0.0015 - 0.00059174 * np.array([-1, 0, 1]))))
+    assert "better for iar (-0.00150 [-0.00297, -0.00003])" in said
 
 
 def test_many_findings_are_named_without_their_intervals(build):
@@ -220,7 +220,7 @@ def test_many_findings_are_named_without_their_intervals(build):
     assert "FD (classifier, 2k) is better for k1, k2, k3, k4 and k5;" in said
     final.loc[arms & ~final["arm"].isin(["k1"]), "value"] += 30 + 100 * final["seed"]
     said = conclusion(replace(results, final=final))
-    assert re.search(r"FD \(classifier, 2k\) is better for k1 \(.*?\), inconclusive for the other 4 arms;", said)
+    assert re.search(r"FD \(classifier, 2k\) is better for k1 \(.*?\), undecided for the other 4 arms;", said)
 
 
 def test_the_same_numbers_are_called_equal(build, tmp_path):
@@ -228,7 +228,7 @@ def test_the_same_numbers_are_called_equal(build, tmp_path):
     same = values_of(results, NLL, "baseline")
     results = with_values(with_values(results, NLL, "rearranged", same), NLL, "iar", same - [0.1, 0.1, 0.11])
     said = conclusion(results)
-    assert re.search(r"token NLL is better for iar \(.*?\), equal for rearranged; inconclusive means", said)
+    assert re.search(r"token NLL is better for iar \(.*?\), equal for rearranged; none of it", said)
     path = write_report(replace(results, samples={}, reconstructions={}), tmp_path)
     page, marked = Page(path.read_text()), Page(rendered(path.with_suffix(".md")))
     assert said in page.words
@@ -239,7 +239,7 @@ def test_the_same_numbers_are_called_equal(build, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_where_all_numbers_are_the_same_nothing_is_inconclusive(build, seeds):
+def test_where_all_numbers_are_the_same_nothing_is_undecided(build, seeds):
     results = build(arms={"baseline": "", "rearranged": "", "iar": ""}, seeds=seeds)
     for metric in (FD, NLL):
         for arm in ("rearranged", "iar"):
@@ -248,7 +248,7 @@ def test_where_all_numbers_are_the_same_nothing_is_inconclusive(build, seeds):
     assert (
         "FD (classifier, 2k) is equal for rearranged and iar; token NLL is equal for rearranged and iar; none" in said
     )
-    assert "inconclusive" not in said
+    assert "undecided" not in said
 
 
 @pytest.mark.parametrize("make", ["one seed", "missing arm", "missing baseline", "not a number", "bare"])
@@ -272,7 +272,7 @@ def test_gaps_are_shown_not_hidden(build, results, tmp_path, make):
     assert said in text
     assert "nan" not in re.sub("[^a-z ]", "", text).split()
     if make == "one seed":
-        assert "inconclusive for every arm" in said
+        assert "undecided for every arm" in said
         assert "--seeds 3" in text
         assert not page.under("What these seeds")
     elif make == "missing arm":
@@ -282,11 +282,11 @@ def test_gaps_are_shown_not_hidden(build, results, tmp_path, make):
         assert "Missing trials" in text
         assert [row[0] for row in page.under("What these seeds")[0]] == ["arm", "rearranged", "random", "iar"]
     elif make == "missing baseline":
-        assert "inconclusive for every arm" in said
+        assert "undecided for every arm" in said
         assert not page.under("What these seeds")
     elif make == "not a number":
         assert "2 of 3 seeds, 1 not finite" in text
-        assert re.search("token NLL is worse for random .*, inconclusive for rearranged, blocks and iar", said)
+        assert re.search("token NLL is worse for random .*, undecided for rearranged, blocks and iar", said)
     else:
         assert "On a data set not stated (image size not stated; no GPT; 3 seeds)" in said
 
@@ -332,7 +332,7 @@ def test_a_report_without_pictures_to_compare_with_says_so(results, tmp_path):
     assert (path.parent / "samples.png").is_file()
     assert not [p.name for p in path.parent.iterdir() if re.search("fd|class_agreement", p.name)]
     assert not page.under("Samples")
-    assert "and this page compares 8 of them" in page.words
+    assert "this page makes 32 such comparisons" in page.words
     assert "nan" not in page.text.lower()
 
 
@@ -387,24 +387,31 @@ def test_a_metric_without_a_direction_reads_naturally(results, tmp_path, monkeyp
     assert "### token NLL\n\n|" in texts[1]
 
 
+def told_of(row):
+    return f"{row['kind']}{'' if row['counts'] else ', no test of the paper'}; rule since {row['since']}"
+
+
 def test_verdicts_stand_in_both_pages(report, page, marked, verdicts):
-    assert tuple(verdict.verdict for verdict in verdicts) == ANSWERS
-    (shown,), (in_markdown,) = page.under("Verdicts, at this scale"), marked.under("Verdicts, at this scale")
-    assert shown[0] == ["claim", "verdict", "evidence"]
-    assert in_markdown[0] == ["claim", "verdict", "evidence", "rule"]
+    assert tuple(verdict.answer for verdict in verdicts) == ANSWERS
+    (shown,), (in_markdown,) = (
+        page.under("What it says of the claims, at this scale"),
+        marked.under("What it says of the claims, at this scale"),
+    )
+    assert shown[0] == ["claim", "found", "evidence"]
+    assert in_markdown[0] == ["claim", "found", "evidence", "rule"]
     rows = verdict_rows(verdicts)
     assert shown[1:] == [
         [
-            f"{r['claim'][:1].upper()}{r['claim'][1:]} after: {r['sentence']} ({r['source']})",
-            r["verdict"],
+            f"{r['claim'][:1].upper()}{r['claim'][1:]} {r['sentence']} ({r['source']}) {told_of(r)}",
+            r["answer"],
             f"{r['evidence']} {r['rule']} Limits: {r['limits']}",
         ]
         for r in rows
     ]
     assert in_markdown[1:] == [
         [
-            f"{r['claim']}, after: {r['sentence']} ({r['source']})",
-            r["verdict"],
+            f"{r['claim']}: {r['sentence']} ({r['source']}; {told_of(r)})",
+            r["answer"],
             r["evidence"],
             f"{r['rule']} Limits: {r['limits']}",
         ]
@@ -422,11 +429,11 @@ def test_verdicts_csv_holds_what_the_page_tells(report, verdicts):
     assert rows == verdict_rows(verdicts)
     first = rows[0]
     assert tuple(first) == VERDICT_COLUMNS
-    assert (first["claim"], first["study"], first["verdict"]) == ("iar helps", "components", "supported")
+    assert (first["claim"], first["study"], first["answer"]) == ("iar helps", "components", "better")
     assert first["sentence"] == "It is said: iar helps."
-    assert first["evidence"].startswith("iar minus baseline in FD (classifier, 2k): \N{MINUS SIGN}6.08 [")
+    assert first["evidence"].startswith("iar / baseline, FD (classifier, 2k): \N{MINUS SIGN}14.6% [")
     assert first["rule"] == CLAIMS[0].rule.text()
-    assert (first["source"], first["limits"]) == ("ours", "Else none.")
+    assert (first["source"], first["limits"]) == ("the abstract", "Else none.")
 
 
 def test_a_run_of_one_arm_and_one_seed_has_its_report(build, tmp_path):
@@ -438,7 +445,8 @@ def test_a_run_of_one_arm_and_one_seed_has_its_report(build, tmp_path):
 def test_a_study_that_tests_no_claim_has_no_verdicts(results, tmp_path):
     path = write_report(replace(light(results), samples={}, reconstructions={}), tmp_path)
     assert not any(
-        "erdict" in text for text in (path.read_text().partition("</style>")[2], path.with_suffix(".md").read_text())
+        "What it says of the claims" in text
+        for text in (path.read_text().partition("</style>")[2], path.with_suffix(".md").read_text())
     )
     assert (path.parent / "verdicts.csv").read_text() == ",".join(VERDICT_COLUMNS) + "\n"
 
@@ -467,8 +475,8 @@ def test_odd_names_are_shown_as_they_are(build, tmp_path):
         assert text.text.count(ODD) >= 4
         assert command in text.text
         assert all(f"{part} {one_line}" in text.words for part in "sol")
-        (rows,) = text.under("Verdicts")
-        assert f"{ODD} minus base in FD (classifier, 2k): " in rows[1][2]
+        (rows,) = text.under("What it says of the claims")
+        assert f"{ODD} / base, FD (classifier, 2k): " in rows[1][2]
         of_arms = [rows for _, rows in text.tables if rows[0][0] == "arm"]
         assert len(of_arms) == (6 if text is page else 19)
         assert all(any(row[0].startswith(ODD) for row in rows) for rows in of_arms)

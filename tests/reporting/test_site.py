@@ -13,16 +13,17 @@ import pytest
 from PIL import Image
 
 from iar_study.reporting import site
+from iar_study.reporting.index import write_index
 from iar_study.reporting.report import conclusion, write_report
-from iar_study.reporting.site import check_site, watch, write_index, write_site
-from iar_study.study import published
-from iar_study.study.claims import judge
+from iar_study.reporting.site import check_site, watch, write_site
+from iar_study.study.claims import Past, judge
 from iar_study.study.status import Status
 from iar_study.study.workspace import Workspace
 from tests.reporting.made_up import ANSWERS, CLAIMS, FD, files, light, values_of, with_values
 from tests.reporting.pages import Page, rendered
 
 PAPER = "paper/index.html"
+MINUS = "\N{MINUS SIGN}"
 
 
 @pytest.fixture(scope="module")
@@ -55,58 +56,78 @@ def test_index_lists_reports_and_nothing_else(results, tmp_path):
     assert not page.tables
 
 
+def rows_of(page):
+    """The rows on claims of all boxes of an index: claim, answer, evidence."""
+    tables = [rows for _, rows in page.tables if rows[0] == ["claim", "found", "evidence"]]
+    return {row[0]: row for rows in tables for row in rows[1:]}
+
+
 def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
     bare = replace(light(results), samples={}, reconstructions={})
     write_report(bare, tmp_path, verdicts)
     other = replace(bare, study="balance")
     write_report(other, tmp_path, judge(CLAIMS, other))
     page = Page(write_index(tmp_path, CLAIMS).read_text())
-    (rows,) = page.under("What holds so far")
-    assert rows[0] == ["claim", "verdict", "evidence"]
-    assert [row[0] for row in rows[1:]] == [c.name for c in CLAIMS]
+    rows = rows_of(page)
+    assert set(rows) == {c.name for c in CLAIMS}
     answers = [*ANSWERS, "not tested", "not tested"]
-    assert [row[1] for row in rows[1:]] == answers
+    assert [rows[c.name][1] for c in CLAIMS] == answers
     told = [*(verdict.evidence for verdict in verdicts), "arm 'balanced' was not run", "one generator is built here"]
-    assert [row[2] for row in rows[1:]] == told
+    assert [rows[c.name][2] for c in CLAIMS] == told
     within = [f"#claim-{i + 1}" for i in range(len(CLAIMS))]
     assert {link[1:] for link in within} <= set(page.ids)
     for i, (each, evidence) in enumerate(zip(CLAIMS, told, strict=True)):
         heading = f"{each.name[:1].upper()}{each.name[1:]}: {answers[i]}"
         words = f"{heading} {each.sentence} ({each.source}) Evidence {evidence} Rule"
         assert words in page.words
-    links = ["components/index.html"] * 5 + ["balance/index.html"]
-    pictures = [address for address in page.addresses if address.endswith(".png")]
+    pictures = [address for address in page.addresses if address.endswith(".png") and "/" in address]
     assert pictures == [f"{name}/difference-fd-classifier-2k.png" for name in ("balance", "components")]
-    pages = [f"{name}/index.html" for name in ("balance", "balance", "components", "components")]
-    assert [address for address in page.addresses if address not in pictures] == [
-        *("data:,", published.PAPER_URL, PAPER),
-        *within,
-        *links,
-        *pages,
-    ]
+    pages = {"components/index.html", "balance/index.html", PAPER, "data:,", "effects.png", "effects.svg", *within}
+    assert {address for address in page.addresses if address not in pictures} == pages
+    assert (tmp_path / "effects.png").is_file()
     marked = Page(rendered(tmp_path / "index.md"))
-    assert [row[2] for row in marked.under("What holds so far")[0][1:]] == [row[2] for row in rows[1:]]
+    assert {name: row[2] for name, row in rows_of(marked).items()} == {name: row[2] for name, row in rows.items()}
     assert {unquote(address) for address in marked.addresses} == {
-        *("paper/index.md", "components/index.md", "balance/index.md"),
+        *("paper/index.md", "components/index.md", "balance/index.md", "effects.png"),
         *pictures,
         *within,
-        published.PAPER_URL,
     }
     assert "not-tested" in " ".join(page.classes)
     for study in ("components", "balance"):
         assert 'id="verdicts"' in (tmp_path / study / "index.html").read_text()
 
 
+def test_index_answers_whether_it_helps(results, tmp_path):
+    """By rule, from the comparisons that are conditions of the question; what counts goes through Holm."""
+    bare = replace(light(results), samples={}, reconstructions={})
+    pooled = [replace(CLAIMS[0], pooled=True), replace(CLAIMS[1], name="another", pooled=True)]
+    write_report(bare, tmp_path, judge(pooled, bare))
+    page = Page(write_index(tmp_path, pooled).read_text())
+    (said,) = (row for row in page.text.split("\n") if "over 2 conditions (6 pairs of trainings)" in row)
+    effects = [np.log(values_of(bare, FD, arm) / values_of(bare, FD, "baseline")).mean() for arm in ("iar", "random")]
+    change = f"{100 * np.expm1(np.mean(effects)):+.1f}%".replace("-", MINUS)
+    assert f"FD changes by {change} [" in said
+    assert "Tests of the paper: iar helps: supported; another: contradicted." in said
+    assert "A gain of 5.9%, the paper's for its model B at 16x16 tokens, is" in said
+    twice = [*pooled, replace(pooled[0], name="the same again")]
+    write_report(bare, tmp_path, judge(twice, bare))
+    assert "over 2 conditions (6 pairs of trainings)" in Page(write_index(tmp_path, twice).read_text()).text
+    old = [replace(each, past=Past("2026-11-27", after_data=True)) for each in pooled]
+    write_report(bare, tmp_path, judge(old, bare))
+    assert "No result here counts as a test of the paper" in Page(write_index(tmp_path, old).read_text()).text
+
+
 def test_index_before_any_report_says_that_nothing_is_tested(tmp_path):
     page = Page(write_index(tmp_path, CLAIMS).read_text())
-    (rows,) = page.under("What holds so far")
-    assert {row[1] for row in rows[1:]} == {"not tested"}
-    evidence = [row[2] for row in rows[1:]]
+    rows = rows_of(page)
+    assert {row[1] for row in rows.values()} == {"not tested"}
+    evidence = [rows[c.name][2] for c in CLAIMS]
     assert evidence == ["study components was not run"] * 5 + [
         "study balance was not run",
         "one generator is built here",
     ]
-    assert [address for address in page.addresses if "#" not in address] == ["data:,", published.PAPER_URL, PAPER]
+    assert [address for address in page.addresses if "#" not in address] == ["data:,", PAPER]
+    assert "answer" not in page.ids
     assert "No report yet" in page.text
 
 
@@ -116,18 +137,16 @@ def test_index_follows_a_report_that_was_written_again(results, verdicts, tmp_pa
     write_index(tmp_path, CLAIMS)
     worse = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
     write_report(worse, tmp_path, judge(CLAIMS, worse))
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "contradicted"
+    assert rows_of(Page(write_index(tmp_path, CLAIMS).read_text()))["iar helps"][1] == "worse"
     # A claim that is no longer made is not told of, though the report still tells of it.
-    (rows,) = Page(write_index(tmp_path, CLAIMS[1:]).read_text()).under("What holds so far")
-    assert [row[0] for row in rows[1:]] == [c.name for c in CLAIMS[1:]]
+    assert set(rows_of(Page(write_index(tmp_path, CLAIMS[1:]).read_text()))) == {c.name for c in CLAIMS[1:]}
 
 
 def test_index_does_not_deny_a_study_whose_report_is_older_than_the_claim(results, verdicts, tmp_path):
     write_report(replace(light(results), samples={}, reconstructions={}), tmp_path, verdicts[1:])
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1].startswith("not tested")
-    assert "study components was not run" not in rows[1][2]
+    row = rows_of(Page(write_index(tmp_path, CLAIMS).read_text()))["iar helps"]
+    assert row[1] == "not tested"
+    assert "older than the claim" in row[2]
 
 
 def test_index_follows_the_study_and_not_a_copy_that_was_put_aside(results, verdicts, tmp_path):
@@ -135,8 +154,7 @@ def test_index_follows_the_study_and_not_a_copy_that_was_put_aside(results, verd
     old = with_values(bare, FD, "iar", values_of(bare, FD, "random"))
     write_report(old, tmp_path, judge(CLAIMS, old)).parent.rename(tmp_path / "components-old")
     write_report(bare, tmp_path, verdicts)
-    (rows,) = Page(write_index(tmp_path, CLAIMS).read_text()).under("What holds so far")
-    assert rows[1][1] == "supported"
+    assert rows_of(Page(write_index(tmp_path, CLAIMS).read_text()))["iar helps"][1] == "better"
 
 
 def write(store, studies, folder):
@@ -170,7 +188,7 @@ def test_a_check_names_exactly_what_was_changed(store, tmp_path):
     write(store, ["components"], tmp_path)
     folder = tmp_path / "components"
     page = folder / "index.html"
-    page.write_text(page.read_text().replace("is inconclusive", "is better", 1))
+    page.write_text(page.read_text().replace("3 seeds)", "9 seeds)", 1))
     picture = folder / "difference-fd-classifier-2k.png"
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB")).copy()
@@ -188,8 +206,8 @@ def test_a_check_names_exactly_what_was_changed(store, tmp_path):
     ]
     assert re.search(r"1 of [\d,]+ pixels differ", found[0])
     assert found[1].endswith("missing")
-    assert "is better" in found[2]
-    assert "is inconclusive" in found[2]
+    assert "3 seeds)" in found[2]
+    assert "9 seeds)" in found[2]
     assert found[3].endswith("no report writes it")
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from iar_study.evaluation.metrics import Metric
 from iar_study.reporting import tables
 from iar_study.reporting.report import write_report
 from iar_study.study.statistics import power
@@ -118,11 +119,17 @@ def test_interval_text(low, high, digits, text, taken):
     assert tables.interval_text(low, high, digits, "+") == (text.replace("-", MINUS), taken)
 
 
+ABOUT = Metric("a metric", "lower", 2, "")
+
+
 def test_a_difference_takes_the_digits_of_its_interval():
     row = pd.Series({"pairs": 3, "difference": -0.3, "difference_low": -0.596, "difference_high": -0.004})
-    assert tables.difference_text(row, 2) == (f"{MINUS}0.300", f"[{MINUS}0.596, {MINUS}0.004]")
+    assert tables.difference_text(row, ABOUT) == (f"{MINUS}0.300", f"[{MINUS}0.596, {MINUS}0.004]")
+    in_percent = replace(ABOUT, relative=True)
+    assert tables.difference_text(row, in_percent) == (f"{MINUS}25.9%", f"[{MINUS}44.9%, {MINUS}0.4%]")
     row["pairs"] = 1
-    assert tables.difference_text(row, 2) == (f"{MINUS}0.30", "")
+    assert tables.difference_text(row, ABOUT) == (f"{MINUS}0.30", "")
+    assert tables.difference_text(row, in_percent) == (f"{MINUS}25.9%", "")
 
 
 def test_every_table_of_comparisons_has_its_metrics_and_all_arms(results):
@@ -146,7 +153,7 @@ def test_a_table_leaves_out_what_was_not_measured(results):
 def test_a_cell_tells_mean_difference_p_and_finding(results):
     rows = tables.comparison_tables(results)[0]["rows"]
     baseline, iar = rows[0]["cells"][0], rows[-1]["cells"][0]
-    wide, difference = per_seed(results, FD), differences_of(results, FD, "iar")
+    wide = per_seed(results, FD)
     half = stats.t.ppf(0.975, 2) * stats.sem(wide["baseline"])
     assert numbers(baseline["mean"]) == pytest.approx([wide["baseline"].mean(), half], abs=5e-4)
     assert {key: baseline[key] for key in ("difference", "interval", "p", "finding", "note")} == {
@@ -156,23 +163,13 @@ def test_a_cell_tells_mean_difference_p_and_finding(results):
         "finding": "baseline",
         "note": "",
     }
-    test = stats.ttest_1samp(difference, 0)
-    assert numbers(iar["difference"]) == pytest.approx([difference.mean()], abs=5e-4)
-    assert numbers(iar["interval"]) == pytest.approx(list(test.confidence_interval()), abs=5e-4)
+    logs = np.log(wide["iar"] / wide["baseline"])
+    own = stats.ttest_1samp(logs, 0).confidence_interval()
+    assert numbers(iar["difference"]) == pytest.approx([100 * np.expm1(logs.mean())], abs=0.06)  # percent
+    low, high = numbers(iar["interval"])
+    assert low <= 100 * np.expm1(own.low) + 0.06  # the wider of two
+    assert high >= 100 * np.expm1(own.high) - 0.06
     assert (iar["p"], iar["finding"]) == ("<0.001", "better")
-
-
-def test_a_cell_shows_why_a_clear_interval_is_called_inconclusive(results):
-    """Of four arms that are as clear as p = 0.03 alone, none is clear together."""
-    changed = with_differences(results, NLL, dict.fromkeys(list(results.arms)[1:], np.array([0.7, 1.0, 1.3])))
-    _, predictions = tables.comparison_tables(changed)
-    p = stats.ttest_1samp([0.7, 1.0, 1.3], 0).pvalue
-    assert p < 0.03
-    for row in predictions["rows"][1:]:
-        cell = row["cells"][0]
-        assert numbers(cell["interval"])[0] > 0
-        assert cell["finding"] == "inconclusive"
-        assert numbers(cell["p"]) == pytest.approx([4 * p], rel=0.05)
 
 
 def test_wrong_tokens_are_held_against_chance(results):
@@ -188,31 +185,24 @@ def test_wrong_tokens_are_held_against_chance(results):
     assert tables.wrong_tokens(replace(results, final=final[final["metric"] != tables.BY_CHANCE])) == []
 
 
-def test_the_design_tells_interval_bootstrap_holm_and_what_could_be_seen(results):
+def test_the_design_tells_all_pairs_and_what_could_be_seen(results):
     shown = tables.design_tables(results)
     assert [table["about"].label for table in shown] == ["FD (classifier, 2k)", "token NLL"]
-    for metric, digits, table in zip((FD, NLL), (3, 4), shown, strict=True):
-        close = {"abs": 0.51 * 10**-digits}
-        others = list(results.arms)[1:]
-        assert [row["arm"] for row in table["rows"]] == others
-        found = {arm: differences_of(results, metric, arm) for arm in others}
-        p = {arm: stats.ttest_1samp(values, 0).pvalue for arm, values in found.items()}
-        holm, largest = {}, 0.0
-        for rank, arm in enumerate(sorted(others, key=p.__getitem__)):
-            largest = max(largest, (len(others) - rank) * p[arm])
-            holm[arm] = min(largest, 1)
-        for row in table["rows"]:
-            values = found[row["arm"]]
-            assert numbers(row["difference"]) == pytest.approx([values.mean()], **close)
-            interval = stats.ttest_1samp(values, 0).confidence_interval()
-            assert numbers(row["interval"]) == pytest.approx(list(interval), **close)
-            # Of three values, the bootstrap's interval is their range.
-            assert numbers(row["bootstrap"]) == pytest.approx([values.min(), values.max()], **close)
-            assert row["p"] == tables.p_text(p[row["arm"]])
-            assert row["p_holm"] == tables.p_text(holm[row["arm"]])
-            (seen,) = numbers(row["detectable"])
-            assert power(seen, values.std(ddof=1), pairs=3) == pytest.approx(0.8, abs=0.03)
-        assert [row["finding"] for row in table["rows"]][2:] == ["worse", "better"]
+    assert [table["seeds"] for table in shown] == [[0, 1, 2]] * 2
+    table = shown[1]
+    assert [row["arm"] for row in table["rows"]] == list(results.arms)[1:]
+    close = {"abs": 0.51e-4}
+    for row in table["rows"]:
+        values = differences_of(results, NLL, row["arm"])
+        assert numbers(row["difference"]) == pytest.approx([values.mean()], **close)
+        assert [numbers(pair)[0] for pair in row["pairs"]] == pytest.approx(list(values), **close)
+        without = [np.delete(values, i).mean() for i in range(3)]
+        assert numbers(row["without_one"].replace(" to ", " ")) == pytest.approx([min(without), max(without)], **close)
+        low, high = numbers(row["interval"])
+        (seen,) = numbers(row["detectable"])
+        spread = (high - low) / 2 / stats.t.ppf(0.975, 2) * 3**0.5  # at least as wide as by its own three pairs
+        assert power(seen, max(values.std(ddof=1), spread), pairs=3) > 0.75
+    assert [row["finding"] for row in table["rows"]][2:] == ["worse", "better"]
 
 
 def test_the_design_stands_in_both_pages(results, tmp_path):
@@ -222,11 +212,11 @@ def test_the_design_stands_in_both_pages(results, tmp_path):
         shown = page.under("What these seeds can and cannot show")
         assert len(shown) == 2
         for rows, design in zip(shown, designs, strict=True):
-            columns = ["arm", "difference", "95%, t", "95%, bootstrap", "p", "p, Holm", "could be seen from", "finding"]
-            assert rows[0] == columns
-            assert rows[1:] == [list(row.values()) for row in design["rows"]]
-        assert "could be seen from" in page.words
-        assert "find in 80% of studies at p below 0.05 before Holm" in page.words
+            seeds = ["seed 0", "seed 1", "seed 2"]
+            assert rows[0] == ["arm", *seeds, "mean", "95%", "without one pair", "p", "could be seen from", "finding"]
+            told = ("difference", "interval", "without_one", "p", "detectable", "finding")
+            assert rows[1:] == [[row["arm"], *row["pairs"], *(row[key] for key in told)] for row in design["rows"]]
+        assert "find in 80% of studies" in page.words
 
 
 def test_the_design_leaves_out_what_has_no_pairs(build, results):
@@ -244,13 +234,9 @@ def test_the_design_of_differences_without_spread_has_no_p(results):
     same = with_differences(results, NLL, {"rearranged": np.zeros(3), "blocks": np.full(3, 0.25)})
     rows = {row["arm"]: row for row in tables.design_tables(same)[1]["rows"]}
     assert rows["rearranged"]["finding"] == "equal"
-    assert rows["blocks"]["finding"] == "inconclusive"
+    assert rows["blocks"]["finding"] == "undecided"
     for arm in ("rearranged", "blocks"):
-        assert [rows[arm][key] for key in ("p", "p_holm", "detectable")] == [DASH] * 3
-    # They are no tests, so that the others are corrected for two arms.
-    p = sorted(stats.ttest_1samp(differences_of(results, NLL, arm), 0).pvalue for arm in ("random", "iar"))
-    assert rows["iar"]["p_holm"] == tables.p_text(2 * p[0])
-    assert rows["random"]["p_holm"] == tables.p_text(p[1])
+        assert [rows[arm][key] for key in ("p", "detectable")] == [DASH] * 2
 
 
 STEPS = (0, 100, 200)

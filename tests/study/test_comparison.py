@@ -11,7 +11,7 @@ from scipy import stats
 
 from iar_study.errors import InputError
 from iar_study.storage import write_json
-from iar_study.study.claims import Better, Claim
+from iar_study.study.claims import Claim, Past
 from iar_study.study.comparison import (
     AGREE,
     DIFFER,
@@ -25,6 +25,7 @@ from iar_study.study.comparison import (
     welch,
 )
 from iar_study.study.results import Results
+from iar_study.study.rules import Better
 from iar_study.study.workspace import Workspace
 from tests.reporting.conftest import make_results
 
@@ -33,7 +34,8 @@ NLL = "val/token_nll"
 ARMS = {"baseline": "", "arm, with [odd] % name\N{EM DASH}\N{GREEK SMALL LETTER LAMDA}": ""}
 ODD = list(ARMS)[1]
 TWO_ARMS = make_results(ARMS)
-BETTER = Claim("better", "It is better.", "ours", "components", Better("iar", "fd"), "nothing")
+PAST = Past("2026-11-27", after_data=True)
+BETTER = Claim("better", "It is better.", "ours", "effect", "components", Better("iar", "fd"), PAST, "nothing")
 
 
 def made(differences, seeds, store="", baseline=3.0) -> Results:
@@ -186,9 +188,9 @@ def test_findings_of_arms():
     assert finding(a, made(few, seeds, "B")) == "equal"
     assert finding(made([0.1], [0], "A"), made([0.1], [0], "B")) == "equal"
     assert finding(made([0.0] * 3, seeds, "A"), made([0.0] * 2, [7, 8], "B")) == "equal"
-    assert finding(made([0.0] * 3, seeds, "A"), made([0.5] * 2, [7, 8], "B")) == "inconclusive"
-    assert finding(a, made([0.1, np.nan, 0.3], [3, 4, 5], "B")) == "inconclusive"
-    assert finding(a, made([0.1, np.inf, 0.3], [3, 4, 5], "B")) == "inconclusive"
+    assert finding(made([0.0] * 3, seeds, "A"), made([0.5] * 2, [7, 8], "B")) == "undecided"
+    assert finding(a, made([0.1, np.nan, 0.3], [3, 4, 5], "B")) == "undecided"
+    assert finding(a, made([0.1, np.inf, 0.3], [3, 4, 5], "B")) == "undecided"
 
 
 def test_trials_that_both_have_are_not_tested():
@@ -234,10 +236,10 @@ def test_another_metric_is_named_and_not_compared():
 
 def test_verdicts_disagree_only_where_they_are_opposite():
     a, b = make_results(), with_other_hashes(make_results())
-    assert compare(a, b, METRICS, [BETTER]).verdicts.loc[0, ["a", "b"]].tolist() == ["supported"] * 2
+    assert compare(a, b, METRICS, [BETTER]).verdicts.loc[0, ["a", "b"]].tolist() == ["better"] * 2
     one_seed = replace(b, final=b.final[b.final["seed"] == 0])
     found = compare(a, one_seed, METRICS, [BETTER])
-    assert found.verdicts.loc[0, ["a", "b", "agreement"]].tolist() == ["supported", "inconclusive", "differ"]
+    assert found.verdicts.loc[0, ["a", "b", "agreement"]].tolist() == ["better", "undecided", "differ"]
     assert not found.disagreements
     iar = (b.final["arm"] == "iar") & (b.final["metric"] == "fd/classifier@2k")
     b.final.loc[iar, "value"] += 30 + 0.1 * b.final.loc[iar, "seed"]
