@@ -2,8 +2,7 @@
 
 from iar_study.study import Arm, Study
 
-GREEDY = {"clustering.strategy": "greedy"}
-"""The paper's algorithm."""
+GREEDY = {"clustering.strategy": "greedy"}  # the paper's algorithm
 IAR = {**GREEDY, "loss.cluster_weight": 1.0}
 ON_NEAR = {"loss.smoothing": 0.1, "loss.smoothing_over": "similar"}
 ON_CLUSTER = {"loss.smoothing": 0.1, "loss.smoothing_over": "cluster"}

@@ -245,7 +245,7 @@ def test_list_fits_a_screen_and_has_a_line_for_every_study_and_profile(workspace
     begins = [line.split()[0] for line in lines if line]
     assert {*load_studies(workspace.experiments), *load_profiles(workspace.experiments), "all"} <= set(begins)
     (row,) = [line for line in lines if line.startswith("components ")]
-    assert re.fullmatch(r"components +10 +[\d.]+ to [\d.]+ (s|min|h) +[Ww]hich .*\.\.\.", row)
+    assert re.fullmatch(r"components +12 +[\d.]+ to [\d.]+ (s|min|h) +[Ww]hich .*\.\.\.", row)
     assert "assumed, not measured" in " ".join(lines)
 
 
@@ -256,7 +256,7 @@ def test_list_of_a_study_tells_its_claim_and_its_arms(workspace, capsys):
     assert shown.startswith(f"components {study.question} claim: {study.claim}")
     assert all(f" {arm.name} {arm.description}" in shown for arm in study.arms)
     assert shown.count("(baseline)") == 1
-    assert " at smoke: 10 trials, " in shown
+    assert " at smoke: 12 trials, " in shown
     assert main(["list", "componnets"]) == 2
     assert "did you mean 'components'?" in capsys.readouterr().err
 

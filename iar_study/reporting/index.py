@@ -134,15 +134,16 @@ def _pooled_in_words(conditions: pd.DataFrame) -> str:
 
 def _conditions(verdicts: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the log ratios of the comparisons that are conditions of the one question, each once."""
-    columns: dict[tuple[tuple[str, float], ...], str] = {}
+    columns: list[dict[str, float]] = []
     for verdict in verdicts:
         rows = [Row(**row) for row in json.loads(verdict["rows"])] if verdict["pooled"] else []
         for row in rows if len(rows) == 1 else rows[:-1]:  # the last of several is the pooled one
-            if row.relative and row.pairs:
-                # Studies share trials: the same pairs are one condition.
-                columns.setdefault(tuple(sorted(row.pairs.items())), f"{verdict['study']}: {row.what}")
-    frames = {name: pd.Series(dict(pairs), dtype=float) for pairs, name in columns.items()}
-    return pd.DataFrame(frames)
+            pairs = dict(row.pairs)
+            # Studies share trials: the same pairs, or some of them, are one condition.
+            if row.relative and pairs and not any(pairs.items() <= known.items() for known in columns):
+                columns = [known for known in columns if not known.items() <= pairs.items()]
+                columns.append(pairs)
+    return pd.DataFrame({str(i): pd.Series(pairs, dtype=float) for i, pairs in enumerate(columns)})
 
 
 def _save_effects(folder: Path, verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
