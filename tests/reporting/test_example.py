@@ -12,6 +12,7 @@ import pytest
 from iar_study.reporting.site import check_site, write_index
 from iar_study.study.claims import load_claims
 from iar_study.study.export import open_store
+from iar_study.study.study import load_profile
 from iar_study.study.workspace import Workspace, studies_run
 
 ROOT = Workspace(Path(__file__).parents[2])
@@ -80,3 +81,24 @@ def test_the_readme_answers_as_the_committed_index_does():
     said = plain(INDEX.partition("## Does IAR help?")[2].partition("[The paper's own numbers]")[0])
     assert said
     assert said in " ".join(README.split())
+
+
+def test_the_readme_tells_the_profile_as_it_is():
+    """What stands under "here" is what `full` has."""
+    table = README.partition("## How far this is from the paper")[2].partition("##")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines() if row.startswith("| ")]
+    here = {row[0]: row[-1] for row in rows}
+    profile = load_profile(ROOT.experiments, "full")
+    config = profile.config
+    assert here["codes N"] == f"{config.tokenizer.codebook_size:,}"
+    n = config.clustering.n_clusters
+    assert here["clusters n, codes of each m"] == f"n = {n}, m = {config.tokenizer.codebook_size // n}"
+    epochs = config.train.steps * config.train.batch_size / 60_000
+    assert here["epochs"] == f"{epochs:.1f} ({config.train.steps:,} steps of {config.train.batch_size} images)"
+    assert here["learning rate"].startswith(f"{config.train.lr:.0e}".replace("e-0", "e-"))
+    assert here["dropout, moving average"] == f"{config.model.dropout:g}, {config.train.ema:g}"
+    assert here["guidance"].startswith(f"{config.evaluation.guidance:g};")
+    assert f"{config.evaluation.samples:,} samples" in here["evaluator"]
+    assert here["seeds"] == f"{len(profile.seeds)}"
+    side = 28 // config.tokenizer.patch
+    assert here["tokens of an image"] == f"{side} x {side}"
