@@ -5,6 +5,7 @@ import math
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -540,3 +541,61 @@ def test_values_that_are_not_finite_are_logged_once(workspace, capsys):
     assert math.isnan(first.value)
     assert math.isnan(last.value)
     assert [point.value for point in client(workspace).get_metric_history(run.info.run_id, "b")][1] == 2.0
+
+
+def test_a_clock_that_jumps_back_loses_and_doubles_no_point(workspace):
+    """A resumed training may write an earlier time for a later step; the latest value is that of the last step."""
+    begin(workspace)
+    times = {1: 10**12, 2: 10**12 + 5, 3: 10**12 - 10**9, 4: 10**12 - 10**9 + 5}
+    points = ({"step": step, "time_ms": at, "metrics": {"fd": 10.0 - step}} for step, at in times.items())
+    path = workspace.trials / TRIAL.hash / "journal.jsonl"
+    path.write_text("".join(json.dumps(point) + "\n" for point in points))
+    for _ in range(2):
+        make_tracker(workspace).sync(TRIAL)
+    assert sorted(steps(workspace, "fd")) == [1, 2, 3, 4]
+    (run,) = runs(workspace)
+    assert run.data.metrics["fd"] == 6.0
+
+
+def test_a_parameter_longer_than_the_store_allows_is_shortened_or_told(workspace):
+    """MLflow refuses parameters of more than 6,000 characters."""
+    begin(workspace)
+    path = workspace.trials / TRIAL.hash / "trial.json"
+    about = read_json(path)
+    long = "folder:" + "x" * 10_000
+    write_json(path, {**about, "config": {**about["config"], "data.name": long}})
+    end(workspace, 1)
+    make_tracker(workspace).finish(TRIAL)
+    (run,) = runs(workspace)
+    assert run.info.status == "FINISHED"
+    assert long.startswith(run.data.params["data.name"].rstrip(".\N{HORIZONTAL ELLIPSIS}"))
+
+
+@pytest.mark.parametrize("name", ["größer \N{GREEK SMALL LETTER LAMDA}", "n" * 250, "50% of #1 'x' \"y\""])
+def test_a_study_of_any_name_that_can_name_a_file_is_tracked(workspace, name):
+    study = Study(name, "Why?", "Because.", "a", STUDY.arms)
+    write(begin(workspace), 1)
+    tracker = Tracker(workspace, study, PROFILE.name, flatten(TrialConfig()))
+    tracker.sync(TRIAL)
+    again = Tracker(workspace, study, PROFILE.name, flatten(TrialConfig()))
+    assert again.experiment == tracker.experiment
+    store = client(workspace)
+    assert store.get_experiment(tracker.experiment).name == name
+    kinds = [run.data.tags["kind"] for run in store.search_runs([tracker.experiment])]
+    assert sorted(kinds) == ["study", "trial"]
+
+
+@pytest.mark.parametrize("revision", ["0123456789ab", "451aebb31d03"], ids=["newer", "the oldest"])
+def test_a_store_of_another_version_of_mlflow_is_told_in_one_line_and_stays_as_it_is(workspace, revision):
+    """No training is lost by it: `sync` fills in the store once it is brought up to date."""
+    with closing(sqlite3.connect(workspace.store)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    write(begin(workspace), 1)
+    recorder = make_recorder(workspace)
+    recorder.saw(TRIAL)
+    problem = recorder.close(3)
+    assert f"found version {revision}" in problem
+    assert "mlflow db upgrade" in problem
+    assert "\n" not in problem
+    with closing(sqlite3.connect(workspace.store)) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]
