@@ -254,18 +254,18 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate",
         _evaluate,
-        "Measure samples of any model against real pictures: Frechet and kernel distance, score, precision, recall, "
+        "Measure samples of any model against real images: Frechet and kernel distance, score, precision, recall, "
         "density and coverage, with intervals. The same command goes on after an interruption.",
         "iar-study evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --extractor inception",
     )
     evaluate.add_argument(
-        "samples", metavar="SAMPLES", help=".npz with arr_0, uint8 (N, H, W, C), or a folder of pictures"
+        "samples", metavar="SAMPLES", help=".npz with arr_0, uint8 (N, H, W, C), or a folder of images"
     )
     evaluate.add_argument(
         "--reference",
         required=True,
         metavar="R",
-        help="digits, fashion-mnist or folder:PATH (their held-out images), or another .npz or folder of pictures",
+        help="digits, fashion-mnist or folder:PATH (their held-out images), or another .npz or folder of images",
     )
     evaluate.add_argument(
         "--extractor",
@@ -285,7 +285,7 @@ def build_parser() -> argparse.ArgumentParser:
         _encode,
         "Turn images into codes, memory-mapped, with LlamaGen's augmentations of the training images. The same command "
         "goes on after an interruption, and ends with the same bytes.",
-        "iar-study encode pictures/ --tokenizer vq_ds16_c2i.pt -o codes/",
+        "iar-study encode images/ --tokenizer vq_ds16_c2i.pt -o codes/",
     )
     encode.add_argument("images", metavar="IMAGES", help="digits, fashion-mnist or the folder of a --data folder:PATH")
     encode.add_argument(
@@ -758,7 +758,7 @@ def _export_samples(arguments: argparse.Namespace) -> int:
     workspace = Workspace.find()
     with Display() as display:
         drawn = export_samples(workspace, arguments.trial, Path(arguments.npz), arguments.samples, display)
-    print(f"{drawn.source}: {drawn.count} pictures of {drawn.height} x {drawn.width} pixels with their classes")
+    print(f"{drawn.source}: {drawn.count} images of {drawn.height} x {drawn.width} pixels with their classes")
     return 0
 
 

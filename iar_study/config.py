@@ -252,7 +252,7 @@ def side_of(config: DataConfig) -> int | None:
         if config.image_size not in (None, native):
             raise InputError(
                 f"data.image_size = {config.image_size}, but {config.name} is {native}x{native}; "
-                f"leave image_size out, or use folder:PATH to resize pictures"
+                f"leave image_size out, or use folder:PATH to resize images"
             )
         return native
     if kind not in ("folder", "codes") or not path:

@@ -378,7 +378,7 @@ def test_doctor_looks_and_touches_nothing(workspace, capsys, monkeypatch):
     assert main(["doctor"]) == 0
     assert "Fashion-MNIST is to be fetched: the first run does that" in capsys.readouterr().out
     assert main(["doctor", "--data", f"folder:{pictures}"]) == 0
-    assert f"the pictures of {pictures} are to be decoded: the first run does that" in capsys.readouterr().out
+    assert f"the images of {pictures} are to be decoded: the first run does that" in capsys.readouterr().out
     assert sorted(workspace.root.rglob("*")) == before
 
 
@@ -413,6 +413,15 @@ def test_help_gives_an_example(command, capsys):
         build_parser().parse_args([command, "--help"])
     assert stop.value.code == 0
     assert f"example: iar-study {command}" in capsys.readouterr().out
+
+
+def test_help_says_one_thing_by_one_word():
+    """The words of the house: image, study, trial, code, token, seed; none of their neighbours."""
+    parser = build_parser()
+    (commands,) = (action.choices for action in parser._actions if action.choices)
+    others = re.compile(r"\b(pictures?|photos?|experiments?|jobs?|codewords?|repetitions?|hyperparameters?)\b", re.I)
+    for name, command in commands.items():
+        assert not others.findall(command.format_help()), name
 
 
 def test_help_names_every_strategy_and_order(capsys):

@@ -66,7 +66,7 @@ def read_folder(root: Path, size: int, cache: Path) -> tuple[dict[str, np.ndarra
         try:
             save_arrays(kept, arrays, {"digest": _digest(arrays)})
         except InputError as error:
-            print(f"the decoded pictures are not kept for the next time: {error}", file=sys.stderr)
+            print(f"the decoded images are not kept for the next time: {error}", file=sys.stderr)
     return arrays, names
 
 
@@ -111,18 +111,18 @@ def _find_splits(root: Path) -> tuple[Classes, Classes]:
                 for name in sorted(train.keys() ^ test.keys())
             )
             raise InputError(
-                f"train and test under {root} must hold pictures of the same classes, but differ: {differing}"
+                f"train and test under {root} must hold images of the same classes, but differ: {differing}"
             )
         _check_two_classes(root / "train", train)
         return train, test
     classes = _find_classes(root, hint=_lone_split_hint(root) if has_train or has_test else "")
     if sum(map(len, classes.values())) == 1:
-        raise InputError(f"only one picture under {root}; a train and a test split need at least two in every class")
+        raise InputError(f"only one image under {root}; a train and a test split need at least two in every class")
     _check_two_classes(root, classes)
     if single := [name for name, pictures in classes.items() if len(pictures) == 1]:
         raise InputError(
-            f"only one picture of {', '.join(single)} under {root}; to be split into train and test, "
-            "a class needs two: add pictures, remove the class, or give train/ and test/ folders"
+            f"only one image of {', '.join(single)} under {root}; to be split into train and test, "
+            "a class needs two: add images, remove the class, or give train/ and test/ folders"
         )
     return _split(classes)
 
@@ -144,7 +144,7 @@ def _find_classes(root: Path, hint: str = "") -> Classes:
     classes = {name: pictures for name in folders if (pictures := _find_pictures(root / name))}
     if not classes:
         kinds = " ".join(sorted(SUFFIXES))
-        raise InputError(f"no pictures under {root}{hint}; expected {root}/CLASS/PICTURE with one of {kinds}")
+        raise InputError(f"no images under {root}{hint}; expected {root}/CLASS/IMAGE with one of {kinds}")
     return classes
 
 
@@ -182,7 +182,7 @@ def _decode(paths: list[str], size: int) -> np.ndarray:
     with ThreadPoolExecutor(cpu_count()) as threads:
         done = threads.map(decode, range(len(paths)))
         quiet = not sys.stderr.isatty()
-        for _ in track(done, "decoding pictures", len(paths), console=Console(stderr=True), disable=quiet):
+        for _ in track(done, "decoding images", len(paths), console=Console(stderr=True), disable=quiet):
             pass
     return images
 
@@ -203,7 +203,7 @@ def read_picture(path: str, shape: Callable[[Image.Image], Image.Image | np.ndar
             picture = _to_rgb(file)
         return np.asarray(shape(picture))
     except Exception as error:  # Pillow's readers raise all kinds: OSError, SyntaxError, ValueError, struct.error ...
-        raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it and run again") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it and run again") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -229,7 +229,7 @@ def _load_kept(path: Path) -> dict[str, np.ndarray] | None:
             return arrays
     except (InputError, KeyError, OSError):
         pass
-    print(f"{path} is damaged; decoding the pictures again", file=sys.stderr)
+    print(f"{path} is damaged; decoding the images again", file=sys.stderr)
     return None
 
 

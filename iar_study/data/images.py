@@ -96,7 +96,7 @@ def absent(config: DataConfig) -> str:
         return "Fashion-MNIST is to be fetched"
     if kind == "folder" and path:
         root, size = Path(path).expanduser(), config.image_size or 32
-        return "" if is_decoded(root, size, data_folder() / "folders") else f"the pictures of {path} are to be decoded"
+        return "" if is_decoded(root, size, data_folder() / "folders") else f"the images of {path} are to be decoded"
     return ""
 
 

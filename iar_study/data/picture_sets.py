@@ -101,7 +101,7 @@ class PictureSet:
     def head(self, count: int) -> PictureSet:
         """Return the set of the first `count` pictures; its digest stays that of all."""
         if not 0 < count <= self.count:
-            raise InputError(f"{self.source} holds {self.count} pictures, not {count}; ask for fewer")
+            raise InputError(f"{self.source} holds {self.count} images, not {count}; ask for fewer")
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, count=count, labels=labels)
 
@@ -122,7 +122,7 @@ def open_pictures(path: Path) -> PictureSet:
     if path.suffix == ".npz" and path.is_file():
         return _open_npz(path)
     kinds = " ".join(sorted(SUFFIXES))
-    raise InputError(f"no pictures at {path}; give an .npz with {PICTURES}, or a folder with {kinds}")
+    raise InputError(f"no images at {path}; give an .npz with {PICTURES}, or a folder with {kinds}")
 
 
 def write_npz(
@@ -140,7 +140,7 @@ def write_npz(
     InputError : other pictures or labels come than were promised, or the disk is full.
     """
     if labels is not None and labels.shape != (count,):
-        raise InputError(f"{path}: {count} pictures need as many labels, not {labels.shape}")
+        raise InputError(f"{path}: {count} images need as many labels, not {labels.shape}")
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         done = 0
         with _new_member(archive, PICTURES, np.dtype(np.uint8), (count, *shape)) as member:
@@ -148,12 +148,12 @@ def write_npz(
                 done += len(batch)
                 if batch.dtype != np.uint8 or batch.shape[1:] != shape or done > count:
                     raise InputError(
-                        f"{path}: {count} pictures, uint8 {shape}, were to come; "
+                        f"{path}: {count} images, uint8 {shape}, were to come; "
                         f"{done} of {batch.dtype} {batch.shape[1:]} came"
                     )
                 member.write(np.ascontiguousarray(batch).data)
         if done != count:
-            raise InputError(f"{path}: {count} pictures were to come; {done} came")
+            raise InputError(f"{path}: {count} images were to come; {done} came")
         if labels is not None:
             with _new_member(archive, LABELS, np.dtype(np.int64), labels.shape) as member:
                 member.write(labels.astype(np.int64).tobytes())
@@ -174,7 +174,7 @@ def _open_npz(path: Path) -> PictureSet:
         names = archive.namelist()
         if f"{PICTURES}.npy" not in names:
             held = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
-            raise InputError(f"{path} has no {PICTURES}, only {held}; ADM's format has the pictures there")
+            raise InputError(f"{path} has no {PICTURES}, only {held}; ADM's format has the images there")
         with archive.open(f"{PICTURES}.npy") as member:
             (count, *shape), header = _read_header(path, member)
         height, width, channels = shape
@@ -185,7 +185,7 @@ def _open_npz(path: Path) -> PictureSet:
     labels = arrays.get(LABELS)
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
         raise InputError(
-            f"{path}: {LABELS} is {labels.dtype} {labels.shape}, where the classes of {count} pictures are expected"
+            f"{path}: {LABELS} is {labels.dtype} {labels.shape}, where the classes of {count} images are expected"
         )
     picture = (height, width, channels)
     return PictureSet(
@@ -210,7 +210,7 @@ def _read_header(path: Path, member: IO[bytes]) -> tuple[tuple[int, ...], int]:
             f"convert it and save it again"
         )
     if 0 in shape:
-        raise InputError(f"{path} holds no pictures: {PICTURES} is of shape {shape}")
+        raise InputError(f"{path} holds no images: {PICTURES} is of shape {shape}")
     if fortran_order:
         raise InputError(f"{path}: {PICTURES} is in Fortran's order; save np.ascontiguousarray of it")
     return shape, member.tell()
@@ -267,14 +267,14 @@ def _open_folder(root: Path) -> PictureSet:
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read ({error.strerror}); check the path") from error
     if not names:
-        raise InputError(f"no pictures under {root}; expected files that end with {' '.join(sorted(SUFFIXES))}")
+        raise InputError(f"no images under {root}; expected files that end with {' '.join(sorted(SUFFIXES))}")
     height, width, channels = _read(root, names[0]).shape
     with ThreadPoolExecutor(cpu_count()) as threads:
         for name, size in zip(names, threads.map(lambda name: _header_size(root / name), names), strict=True):
             if sorted(size) != sorted((width, height)):  # a camera's picture may be stored on its side
                 raise InputError(
                     f"{root / name} is {size[0]} x {size[1]} pixels, but {names[0]} is {width} x {height}; "
-                    f"all pictures of a set must be of one size"
+                    f"all images of a set must be of one size"
                 )
     labels = class_names = None
     if all(len(name.parts) > 1 for name in names):
@@ -313,7 +313,7 @@ def _header_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as picture:
             return picture.size
     except Exception as error:  # Pillow's readers raise all kinds
-        raise InputError(f"{path} cannot be read as a picture ({error}); repair or remove it and run again") from error
+        raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it and run again") from error
 
 
 def _read(root: Path, name: Path) -> np.ndarray:

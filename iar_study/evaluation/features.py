@@ -115,9 +115,7 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
     if (images != images[..., :1]).any():
-        raise InputError(
-            "the pictures are coloured, but the classifier was trained on grey ones; compare like with like"
-        )
+        raise InputError("the images are coloured, but the classifier was trained on grey ones; compare like with like")
     return images[..., :1]
 
 
@@ -175,7 +173,7 @@ def extract(
         if progress:
             progress(min(done, total), total, "")
     if done != total or not outputs:
-        raise InputError(f"{total} pictures were to come, {done} came; make the file again")
+        raise InputError(f"{total} images were to come, {done} came; make the file again")
     return outputs[0], outputs[1] if len(outputs) > 1 else None
 
 

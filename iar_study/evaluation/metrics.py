@@ -186,18 +186,18 @@ REPLACED: dict[str, str] = {
 
 LIKENESS: dict[str, Metric] = {
     "psnr": Metric(
-        "PSNR", "higher", 2, "dB, of the mean squared error over all pictures, beside those of the true tokens"
+        "PSNR", "higher", 2, "dB, of the mean squared error over all images, beside those of the true tokens"
     ),
-    "ssim": Metric("SSIM", "higher", 4, "structural similarity with the picture of the true tokens"),
+    "ssim": Metric("SSIM", "higher", 4, "structural similarity with the image of the true tokens"),
     "feature_distance": Metric(
         "feature distance",
         "lower",
         4,
-        "mean distance of the extractor's features from those of the picture of the true tokens, where the mean "
-        "distance between two such pictures is 1",
+        "mean distance of the extractor's features from those of the image of the true tokens, where the mean "
+        "distance between two such images is 1",
     ),
     "class_agreement": Metric(
-        "class kept", "higher", 4, "share of pictures that the classifier puts in the same class as before"
+        "class kept", "higher", 4, "share of images that the classifier puts in the same class as before"
     ),
 }
 """How a picture of other codes is held against that of the true tokens."""

@@ -26,7 +26,7 @@ def nearest_images(pictures: np.ndarray, images: np.ndarray, count: int = 1) -> 
     InputError : pictures and images of different shapes, or fewer images than `count`.
     """
     if pictures.shape[1:] != images.shape[1:]:
-        raise InputError(f"pictures are {pictures.shape[1:]} each, images {images.shape[1:]}; they must be alike")
+        raise InputError(f"samples are {pictures.shape[1:]} each, images {images.shape[1:]}; they must be alike")
     if len(images) < count:
         raise InputError(f"{count} nearest of {len(images)} images were asked for")
     flat = images.reshape(len(images), -1).astype(np.float32)

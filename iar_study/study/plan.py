@@ -326,7 +326,7 @@ def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
     except InputError as error:
         assumed = _images(config, IMAGENET["train"], IMAGENET["test"], 1000, side, 3)
         return replace(assumed, assumed=True), [Need("data", False, str(error), "name another folder")]
-    found = Need("data", True, f"{len(train.labels):,} + {len(test.labels):,} pictures in {path}")
+    found = Need("data", True, f"{len(train.labels):,} + {len(test.labels):,} images in {path}")
     return _images(config, len(train.labels), len(test.labels), len(classes), side, 3), [found]
 
 

@@ -243,7 +243,7 @@ class Evaluation:
         for name in ("samples", "reference"):
             one = self.compared[name]
             size = f"{one['height']} x {one['width']} x {one['channels']}"
-            lines.append(f"{name:<9}  {one['source']}: {one['count']} pictures, {size}, SHA-256 {one['sha256'][:12]}")
+            lines.append(f"{name:<9}  {one['source']}: {one['count']} images, {size}, SHA-256 {one['sha256'][:12]}")
         extractor = self.compared["extractor"]
         accuracy = extractor.get("accuracy")
         right = "" if accuracy is None else f", right about {accuracy:.1%} of its held-out images"
@@ -301,13 +301,13 @@ def evaluate_samples(
         held_out = open_pictures(Path(reference))
     else:
         known = nearest(reference, [*NAMED, "folder:PATH"])
-        raise InputError(f"no pictures at {reference}, and no data set of that name; {known}")
+        raise InputError(f"no images at {reference}, and no data set of that name; {known}")
     kind, _, trial = extractor_spec.partition(":")
     facts: dict[str, Any] = {"name": kind}
     if kind == "classifier":
         if pictures.shape[:2] != held_out.shape[:2]:
             raise InputError(
-                f"the classifier compares pictures of one size, but {pictures.source} has "
+                f"the classifier compares images of one size, but {pictures.source} has "
                 f"{_size(pictures)} and {held_out.source} has {_size(held_out)}; resize one of them"
             )
         torch.set_num_threads(THREADS)  # as in a trial: the same bits
@@ -324,7 +324,7 @@ def evaluate_samples(
     if held_out.statistics is not None and extractor.name == "inception":
         gaussian = _gaussian(held_out, of_reference.shape[1])
         notes.append(
-            f"FD is to mu and sigma of {held_out.source}; the other metrics are to its {held_out.count} pictures"
+            f"FD is to mu and sigma of {held_out.source}; the other metrics are to its {held_out.count} images"
         )
     measured = measure_fidelity(
         Reference(of_reference, gaussian=gaussian),
@@ -359,9 +359,9 @@ def _data_set(reference: str, image_size: int | None) -> Images | None:
     if reference in NAMED or reference.startswith("folder:"):
         return images_of(DataConfig(reference, image_size))
     if reference.startswith("codes:"):
-        raise InputError(f"{reference} has codes, and no pictures to compare with; give the pictures: folder:PATH")
+        raise InputError(f"{reference} has codes, and no images to compare with; give the images: folder:PATH")
     if image_size is not None:
-        raise InputError(f"--image-size is for folder:PATH; the pictures of {reference} are taken as they are")
+        raise InputError(f"--image-size is for folder:PATH; the images of {reference} are taken as they are")
     return None
 
 
@@ -451,7 +451,7 @@ def _cautions(estimates: dict[str, Estimate], count: int, beside: int) -> list[s
         if family == "fd_inf" and estimate.value < 0:
             notes.append("FD at infinity is below 0, as no distance is: it cannot be told from 0 with these samples")
         if family == "coverage" and (perfect := perfect_coverage(count, beside)) < 0.95:
-            notes.append(f"coverage: {count:,} perfect samples beside {beside:,} pictures would have {perfect:.2f}")
+            notes.append(f"coverage: {count:,} perfect samples beside {beside:,} images would have {perfect:.2f}")
     return notes
 
 

@@ -214,6 +214,6 @@ def test_a_damaged_picture_is_named_and_the_command_goes_on_when_it_is_mended(mo
     broken = tmp_path / "p" / "train" / "b" / "x.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:20])
-    with pytest.raises(InputError, match=r"b/x\.png cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"b/x\.png cannot be read as an image"):
         extract_codes(str(tmp_path / "p"), model, tmp_path / "codes", image_size=16)
     assert not (tmp_path / "codes" / "train").exists()

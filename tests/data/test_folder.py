@@ -80,7 +80,7 @@ def test_any_first_part_of_the_held_out_pictures_holds_all_classes(tmp_path):
     images = load(tmp_path, 8)
     assert set(images.test_labels[:20]) == {0, 1, 2}
     expected = np.array(list(colors.values()))[images.test_labels]
-    np.testing.assert_array_equal(images.test[:, 0, 0], expected, "every picture keeps its own class")
+    np.testing.assert_array_equal(images.test[:, 0, 0], expected, "every image keeps its own class")
 
 
 def test_a_flat_folder_is_split_by_class(flat):
@@ -89,7 +89,7 @@ def test_a_flat_folder_is_split_by_class(flat):
     np.testing.assert_array_equal(np.bincount(images.train_labels), [4, 18])
     np.testing.assert_array_equal(np.bincount(images.test_labels), [1, 2])
     colors = np.concatenate([images.train, images.test])[:, 0, 0]
-    assert len(np.unique(colors, axis=0)) == 25, "every picture is in one split"
+    assert len(np.unique(colors, axis=0)) == 25, "every image is in one split"
     assert (images.train[images.train_labels == 1, 0, 0, 0] > 200).all()
 
 
@@ -109,7 +109,7 @@ def test_the_split_takes_a_tenth_and_at_least_one_of_every_class(counts):
 
 def test_other_files_are_passed_over(divided):
     for name in (".hidden.png", "Thumbs.db", ".DS_Store", "notes.txt", "._0.png"):
-        (divided / "train" / "a" / name).write_bytes(b"no picture")
+        (divided / "train" / "a" / name).write_bytes(b"no image")
     (divided / "train" / ".cache").mkdir()
     (divided / "train" / "empty").mkdir()
     (divided / "readme.md").write_text("words")
@@ -311,13 +311,13 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_without_classes_says_what_is_expected(tmp_path):
     paint(tmp_path / "loose" / "0.png")
-    with pytest.raises(InputError, match=r"no pictures under .*/loose; expected .*/loose/CLASS/PICTURE"):
+    with pytest.raises(InputError, match=r"no images under .*/loose; expected .*/loose/CLASS/IMAGE"):
         load(tmp_path / "loose")
 
 
 def test_one_picture_is_too_few(tmp_path):
     paint(tmp_path / "p" / "a" / "0.png")
-    with pytest.raises(InputError, match="only one picture under"):
+    with pytest.raises(InputError, match="only one image under"):
         load(tmp_path / "p")
 
 
@@ -331,7 +331,7 @@ def test_one_class_is_too_few(tmp_path):
 
 def test_a_class_of_one_picture_cannot_be_split(flat):
     paint(flat / "blue" / "0.png", BLUE)
-    with pytest.raises(InputError, match=r"only one picture of blue under .*needs two"):
+    with pytest.raises(InputError, match=r"only one image of blue under .*needs two"):
         load(flat)
 
 
@@ -348,7 +348,7 @@ def test_a_class_folder_without_pictures_is_no_class_of_its_split(divided):
     (divided / "test" / "c" / "notes.txt").write_text("words")
     assert load(divided).class_names == ("a", "b")
     paint(divided / "train" / "c" / "0.png")
-    with pytest.raises(InputError, match=r"pictures of the same classes, but differ: c \(only in train\)"):
+    with pytest.raises(InputError, match=r"images of the same classes, but differ: c \(only in train\)"):
         load(divided)
 
 
@@ -366,8 +366,8 @@ def test_an_unreadable_picture_is_named(divided, data_home, kind, content):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "words": b"no picture", "empty": b""}[content])
-    with pytest.raises(InputError, match=f"^{path} cannot be read as a picture .*; repair or remove it"):
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "words": b"no image", "empty": b""}[content])
+    with pytest.raises(InputError, match=f"^{path} cannot be read as an image .*; repair or remove it"):
         load(divided)
     assert not data_home.exists(), "nothing is kept of a folder that could not be read"
 
@@ -380,5 +380,5 @@ def test_a_dangling_link_is_named(divided):
 
 def test_floats_have_no_known_range(divided):
     Image.new("F", (8, 8), 0.5).save(divided / "train" / "a" / "f.tiff")
-    with pytest.raises(InputError, match=r"f\.tiff cannot be read as a picture .32 bits"):
+    with pytest.raises(InputError, match=r"f\.tiff cannot be read as an image .32 bits"):
         load(divided)

@@ -83,8 +83,8 @@ def test_equal_pictures_are_equal_bytes_however_they_come(tmp_path):
 @pytest.mark.parametrize(
     ("batches", "labels", "message"),
     [
-        ([PICTURES[:6]], None, "7 pictures were to come; 6 came"),
-        ([PICTURES, PICTURES], None, "7 pictures, .* were to come; 14 of"),
+        ([PICTURES[:6]], None, "7 images were to come; 6 came"),
+        ([PICTURES, PICTURES], None, "7 images, .* were to come; 14 of"),
         ([PICTURES[..., :1]], None, r"7 of uint8 \(4, 5, 1\) came"),
         ([PICTURES.astype(np.float32)], None, "float32"),
         ([PICTURES], np.arange(6), "as many labels"),
@@ -125,7 +125,7 @@ def shortened_member(path):
         (savez(arr_0=PICTURES.astype(np.float32)), "arr_0 is float32 .* where uint8"),
         (savez(arr_0=PICTURES[..., 0]), r"arr_0 is uint8 \(7, 4, 5\), where uint8 \(N, height, width, 3 or 1\)"),
         (savez(arr_0=np.zeros((2, 4, 5, 4), np.uint8)), "where uint8"),
-        (savez(arr_0=PICTURES[:0]), "holds no pictures"),
+        (savez(arr_0=PICTURES[:0]), "holds no images"),
         (savez(arr_0=np.asfortranarray(PICTURES)), "Fortran"),
         (savez(arr_0=np.array([PICTURES, None], object)), "arr_0 is object"),
         (savez(arr_0=PICTURES, arr_1=np.array([{}] * 7, object)), "no .npz of plain arrays .*Object arrays cannot"),
@@ -166,7 +166,7 @@ def paint(path, pixels):
 def test_a_folder_is_read_in_sorted_order_and_its_subfolders_are_classes(tmp_path):
     for number, name in enumerate(["b/0.png", "a/1.png", "a/deep/2.png", "b/10.png"]):
         paint(tmp_path / name, PICTURES[number])
-    (tmp_path / "a" / ".hidden.png").write_bytes(b"no picture")
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"no image")
     (tmp_path / "a" / "notes.txt").write_text("words")
     opened = open_pictures(tmp_path)
     np.testing.assert_array_equal(read(opened), PICTURES[[1, 2, 0, 3]])
@@ -217,20 +217,20 @@ def test_odd_names_of_pictures_and_classes_are_read(tmp_path, name):
 
 
 def test_bad_folders_and_paths_are_one_line(tmp_path):
-    with pytest.raises(InputError, match=f"no pictures under {tmp_path}; expected files"):
+    with pytest.raises(InputError, match=f"no images under {tmp_path}; expected files"):
         open_pictures(tmp_path)
-    with pytest.raises(InputError, match=r"no pictures at .*nowhere; give an .npz with arr_0, or a folder"):
+    with pytest.raises(InputError, match=r"no images at .*nowhere; give an .npz with arr_0, or a folder"):
         open_pictures(tmp_path / "nowhere")
     paint(tmp_path / "0.png", PICTURES[0])
     whole = (tmp_path / "0.png").read_bytes()
     for content in (b"words", b"", whole[:-30]):
         (tmp_path / "1.png").write_bytes(content)
-        with pytest.raises(InputError, match=r"1\.png cannot be read as a picture"):
+        with pytest.raises(InputError, match=r"1\.png cannot be read as an image"):
             read(open_pictures(tmp_path))
 
 
 @pytest.mark.parametrize("count", [0, 8])
 def test_a_set_has_no_more_pictures_than_it_has(tmp_path, count):
     np.savez(tmp_path / "x.npz", PICTURES)
-    with pytest.raises(InputError, match=f"holds 7 pictures, not {count}"):
+    with pytest.raises(InputError, match=f"holds 7 images, not {count}"):
         open_pictures(tmp_path / "x.npz").head(count)

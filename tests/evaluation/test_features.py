@@ -66,7 +66,7 @@ def test_features_are_streamed_and_counted():
 
 @pytest.mark.parametrize(("batches", "came"), [([], 0), ([GREY[:4]], 4), ([GREY, GREY], 12)])
 def test_more_or_fewer_pictures_are_refused(batches, came):
-    with pytest.raises(InputError, match=f"6 pictures were to come, {came} came"):
+    with pytest.raises(InputError, match=f"6 images were to come, {came} came"):
         extract(ClassifierFeatures(classifier(1)), iter(batches), 6)
 
 

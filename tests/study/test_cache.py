@@ -31,7 +31,7 @@ from tests.study.test_dry_run import SMALL, tree
 
 def run(workspace: Workspace, **changes: Any) -> Outcome:
     study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
-    asked: dict[str, Any] = {"seeds": [0], "arms": ["baseline", "iar"], "settings": SMALL, **changes}
+    asked: dict[str, Any] = {"seeds": [0], "arms": ["baseline", "iar-exact"], "settings": SMALL, **changes}
     return run_study(study, profile, workspace, Display(quiet=True), **asked)
 
 

@@ -161,16 +161,17 @@ def test_without_its_clustering_only_that_arm_is_not_known(half: Workspace) -> N
 
 
 def test_equal_trials_of_studies_are_told(finished: Workspace) -> None:
-    other = dry(finished, "loss-weight", arms=["lambda=1", "lambda=2"])
+    other = dry(finished, "model-scale", arms=["iar", "iar-half"])
     also = {trial.name: (trial.state, trial.also) for trial in other.trials}
-    assert also["lambda=1"] == ("finished", "components: iar")
-    assert also["lambda=2"] == ("new", "")
+    assert also["iar"] == ("finished", "components: iar")
+    assert also["iar-half"] == ("new", "")
     known: dict[Any, str] = {}
-    runs = [dry(finished, known=known), dry(finished, "loss-weight", arms=["lambda=1"], known=known)]
-    assert {t.name: t.same_as for t in runs[1].trials} == {"lambda=0": "", "lambda=1": "components: iar"}
+    runs = [dry(finished, known=known), dry(finished, "model-scale", arms=["iar-half"], known=known)]
+    same = {t.name: t.same_as for t in runs[1].trials}
+    assert same == {"baseline-half": "", "baseline": "components: baseline", "iar-half": ""}
     text = dry_run_text(runs)
-    assert "= components: iar" in text
-    assert "all 2 studies: 6 trials: 4 finished, 2 new; 2 more are the same as others" in text
+    assert "= components: baseline" in text
+    assert "all 2 studies: 8 trials: 4 finished, 4 new; 2 more are the same as others" in text
 
 
 def test_two_arms_that_are_one_trial_are_told_known_or_not(workspace: Workspace, finished: Workspace) -> None:
@@ -224,7 +225,7 @@ def test_no_picture_is_decoded(workspace: Workspace, monkeypatch: pytest.MonkeyP
         Image.fromarray(np.full((8, 8, 3), 6 * index, np.uint8)).save(path)
     settings = {**SMALL, "data.name": f"folder:{pictures}", "data.image_size": 8}
     found = dry(workspace, settings=settings)
-    assert found.first == f"the pictures of {pictures} are to be decoded"
+    assert found.first == f"the images of {pictures} are to be decoded"
     stages.images_of(
         replace(load_profile(workspace.experiments, "smoke").config.data, name=f"folder:{pictures}", image_size=8)
     )

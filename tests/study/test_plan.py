@@ -50,14 +50,14 @@ def test_numbers_computed_by_hand(planned):
     block = 4 * 32 * 32 + 3 * 32 * 96
     products = 2 * block + 32 * 64
     forward = 2 * 16 * products + 2 * 4 * 32 * 16 * 16
-    assert (plan.trials, kind.trials, kind.each.tokens) == (10, 10, 60 * 32 * 16)
+    assert (plan.trials, kind.trials, kind.each.tokens) == (12, 12, 60 * 32 * 16)
     assert kind.parameters == 2 * block + (64 + 64 + 11) * 32 + 5 * 32
     assert kind.each.training_flops == 60 * 32 * 3 * forward
     assert kind.each.evaluation_flops == 3 * 300 * forward  # at steps 20, 40 and 60
     assert kind.each.sampling_flops == 4 * 200 * 2 * (2 * 16 * products + 2 * 4 * 32 * (16 * 17 // 2))
     spent = kind.each.training_flops + kind.each.evaluation_flops + kind.each.sampling_flops
     assert kind.each.gpu_hours == pytest.approx(spent / (989e12 * 0.4) / 3600)
-    assert plan.total.wall_hours == pytest.approx(10 * kind.each.gpu_hours / 8)
+    assert plan.total.wall_hours == pytest.approx(12 * kind.each.gpu_hours / 8)
     assert kind.ddp_state_bytes_per_gpu == 20 * kind.parameters
     assert kind.fsdp_state_bytes_per_gpu == 20 * kind.parameters / 8
     assert plan.disk.checkpoints_bytes == 3 * 16 * kind.parameters

@@ -51,7 +51,7 @@ def run(workspace, **settings):
 
 
 def trial_of(workspace, strategy):
-    """The hash of the trial whose codes are clustered so, `none` or `balanced`."""
+    """The hash of the trial whose codes are clustered so, `none` or `greedy`."""
     for path in workspace.trials.glob("*/trial.json"):
         if read_json(path)["config"]["clustering.strategy"] == strategy:
             return path.parent.name
@@ -71,7 +71,7 @@ def workspace(tmp_path_factory):
 def exported(workspace, tmp_path_factory):
     """An export of the trial `iar`, 20 pictures more than it was measured on."""
     path = tmp_path_factory.mktemp("exported") / "samples.npz"
-    export_samples(workspace, trial_of(workspace, "balanced"), path, MEASURED + 20, QUIET)
+    export_samples(workspace, trial_of(workspace, "greedy"), path, MEASURED + 20, QUIET)
     return path
 
 
@@ -82,7 +82,7 @@ def classifier(monkeypatch):
     monkeypatch.setattr(samples, "ClassifierConfig", lambda: config)
 
 
-@pytest.mark.parametrize("strategy", ["none", "balanced"])
+@pytest.mark.parametrize("strategy", ["none", "greedy"])
 def test_an_export_is_what_the_trial_was_measured_on(workspace, tmp_path, strategy):
     name = trial_of(workspace, strategy)
     opened = export_samples(workspace, name[:12], tmp_path / "s.npz")
@@ -106,7 +106,7 @@ def test_an_export_is_what_the_trial_was_measured_on(workspace, tmp_path, strate
 
 def test_what_goes_beyond_does_not_change_the_first(workspace, exported, tmp_path):
     assert spans(MEASURED, 250, 100) == [(0, 100), (100, 130), (130, 230), (230, 330)]
-    first = export_samples(workspace, trial_of(workspace, "balanced"), tmp_path / "first.npz", 40)
+    first = export_samples(workspace, trial_of(workspace, "greedy"), tmp_path / "first.npz", 40)
     more = open_pictures(exported)
     assert (first.count, more.count) == (40, MEASURED + 20)
     np.testing.assert_array_equal(next(first.batches(40)), next(more.batches(40)))
@@ -116,7 +116,7 @@ def test_what_goes_beyond_does_not_change_the_first(workspace, exported, tmp_pat
 
 
 def test_a_killed_export_goes_on_to_the_same_bytes(workspace, exported, tmp_path):
-    path, name = tmp_path / "killed.npz", trial_of(workspace, "balanced")
+    path, name = tmp_path / "killed.npz", trial_of(workspace, "greedy")
     script = (
         "import os, signal, sys; from iar_study.study import samples; calls = []; real = samples.draw\n"
         "def draw(*given, **named):\n"
@@ -147,7 +147,7 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     workspace = make_workspace(tmp_path / "w")
     settings = encode_digits(tmp_path)
     run(workspace, **settings, **{"train.steps": 2, "evaluation.samples": 10})
-    name = trial_of(workspace, "balanced")
+    name = trial_of(workspace, "greedy")
     opened = export_samples(workspace, name, tmp_path / "s.npz")
     assert (opened.count, opened.shape) == (10, (8, 8, 3))
     with pytest.raises(InputError, match="has no classifier of its own"):
@@ -216,12 +216,12 @@ def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch
     monkeypatch.chdir(workspace.root)
     path, name = tmp_path / "s.npz", trial_of(workspace, "none")
     assert main(["export-samples", name[:14], "--npz", str(path), "--samples", "20"]) == 0
-    assert f"{path}: 20 pictures of 8 x 8 pixels" in capsys.readouterr().out
+    assert f"{path}: 20 images of 8 x 8 pixels" in capsys.readouterr().out
     given = ["evaluate", str(path), "--reference", "digits"]
     assert main(given) == 0
     shown = capsys.readouterr().out
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    for word in (f"20 pictures, 8 x 8 x 3, SHA-256 {sha256[:12]}", "digits, held out: 360 pictures", "right about"):
+    for word in (f"20 images, 8 x 8 x 3, SHA-256 {sha256[:12]}", "digits, held out: 360 images", "right about"):
         assert word in shown
     for word in ("FD (classifier, 20) †", "fd/classifier@20", "class_agreement/classifier@20", "lower", " to "):
         assert word in shown
@@ -244,7 +244,7 @@ def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, classifier):
     marked = {line.partition(" (")[0] for line in few.text().splitlines() if "90) †" in line}
     assert marked == {metric.label for metric in FIDELITY.values()} - {"class agreement"}
     assert "† 90 samples are too few: from 256 on there is a meaning in FD, FD at infinity" in few.text()
-    assert "coverage: 90 perfect samples beside 360 pictures would have 0.68" in few.text()
+    assert "coverage: 90 perfect samples beside 360 images would have 0.68" in few.text()
     assert "FD (classifier, 300)  " in more.text()
     assert {line.partition(" (")[0] for line in more.text().splitlines() if "300) †" in line} == {
         "score",
@@ -304,12 +304,12 @@ def test_folders_of_other_names_tell_no_class(workspace, tmp_path, classifier):
 @pytest.mark.parametrize(
     ("reference", "extractor", "options", "message"),
     [
-        ("digit", "classifier", {}, "no pictures at digit, and no data set of that name; did you mean 'digits'?"),
+        ("digit", "classifier", {}, "no images at digit, and no data set of that name; did you mean 'digits'?"),
         ("SELF", "classifier", {}, "the classifier is trained on a data set, and .* is none; choose --extractor incep"),
-        ("codes:x", "classifier", {}, "has codes, and no pictures"),
+        ("codes:x", "classifier", {}, "has codes, and no images"),
         ("SELF", "inception", {"image_size": 8}, "--image-size is for folder:PATH"),
         ("digits", "incepton", {}, "did you mean 'inception'"),
-        ("digits", "classifier", {"samples": 21}, "holds 20 pictures, not 21"),
+        ("digits", "classifier", {"samples": 21}, "holds 20 images, not 21"),
         ("LARGE", "classifier", {}, r"s\.npz has 8 x 8 pixels and .*large\.npz has 9 x 8 pixels; resize"),
     ],
 )
