@@ -1,4 +1,4 @@
-"""A null control: does the order of the codes inside a cluster, or that of the clusters, matter?"""
+"""A check of float drift: by theory neither the order of a cluster's codes nor that of the clusters matters."""
 
 from iar_study.study import Arm, Study
 
@@ -16,7 +16,7 @@ ORDERS = {
 
 study = Study(
     name="ordering",
-    question="Does the order of a cluster's codes, or of the clusters, matter? A null control: by theory neither does.",
+    question="How far do trainings drift apart by rounding alone? By theory no order of codes or clusters matters.",
     claim="The released code chains the codes of a cluster; the loss sees which cluster a code is in, and no order.",
     baseline="none",
     arms=(

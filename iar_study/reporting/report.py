@@ -73,6 +73,16 @@ def shown(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [told for told in verdicts if told.claim.kind != "exploratory" or told.answer != "not tested"]
 
 
+def in_short(verdicts: Sequence[Verdict]) -> str:
+    """Answer the question of a study by the first of its claims that were tested; "" where none was."""
+    tested = [told for told in verdicts if told.answer not in ("not tested", "cannot be asked")]
+    for kind in ("effect", "exploratory", "observation"):
+        for told in tested:
+            if told.claim.kind == kind:
+                return f"In short: {told.claim.name}: {told.answer} ({told.evidence})."
+    return ""
+
+
 def premise(results: Results) -> str:
     """Say whether near codes are interchangeable here, as the method supposes, or that nobody has measured it."""
     if not results.premise:
@@ -114,6 +124,7 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "results": results,
         "conclusion": conclusion(results),
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
+        "in_short": in_short(verdicts),
         "premise": premise(results),
         "verdicts": [{**row, "comparisons": comparisons_shown(row["rows"])} for row in verdict_rows(verdicts)],
         "tables": tables,

@@ -15,7 +15,7 @@ from iar_study.evaluation.metrics import FIDELITY, METRICS
 from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import markdown
-from iar_study.reporting.report import conclusion, write_report
+from iar_study.reporting.report import conclusion, in_short, write_report
 from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
 from iar_study.reporting.unchanged import ABOUT
@@ -194,6 +194,13 @@ def test_each_arm_is_tested_by_itself(build):
 def test_conclusion_without_headline_metric(results):
     said = conclusion(replace(results, final=results.final[results.final["metric"] != FD]))
     assert "FD was not measured; token NLL is better" in said
+
+
+def test_a_page_first_answers_its_question(report, page, verdicts, build, tmp_path):
+    said = in_short(verdicts)
+    assert said == f"In short: iar helps: better ({verdicts[0].evidence})."
+    assert page.words.index(said) < page.words.index("On fashion-mnist (28 x 28 pixels;")
+    assert in_short(verdicts[3:]) == ""  # not tested, and an identity
 
 
 def test_conclusion_of_a_lone_baseline(results):
