@@ -24,14 +24,12 @@ from iar_study.reporting.unchanged import ABOUT, CODEBOOK, PAPER, index_about
 from iar_study.storage import write_text
 from iar_study.study import published
 from iar_study.study.claims import Claim, counted, judge_all
-from iar_study.study.rules import Answer, Row, percent
+from iar_study.study.rules import Row, percent
 from iar_study.study.statistics import MARGIN, Effect
 
 INDEX = "index.html"
 EFFECTS = "effects"
 """Name of the plot of all effects."""
-
-INDEX_FILES = (INDEX, "index.md", f"{EFFECTS}.png", f"{EFFECTS}.svg")
 
 BOXES = {
     "identity": "Identities and checks: these follow by algebra, and tell whether the code is right",
@@ -62,10 +60,9 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
         verdicts.append({**merged, "comparisons": comparisons_shown(merged["rows"])})
     found.sort(key=lambda report: report["name"] == CODEBOOK)  # after the studies
     write_paper_page(folder)
-    effects = _conditions(verdicts)
     figure = _save_effects(folder, verdicts)
     context = {
-        "answer": answer(verdicts, effects, premises),
+        "answer": answer(verdicts, premises),
         "figure": figure,
         "boxes": [(text, [row for row in verdicts if row["kind"] == kind]) for kind, text in BOXES.items()],
         "reports": found,
@@ -81,19 +78,16 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
     return folder / INDEX
 
 
-def answer(verdicts: Sequence[dict[str, Any]], conditions: pd.DataFrame, premises: Sequence[str]) -> list[str]:
+def answer(verdicts: Sequence[dict[str, Any]], premises: Sequence[str]) -> list[str]:
     """Answer "does IAR help?" in sentences, by rule, from the verdicts of all reports; empty without any.
 
-    conditions : log ratios of FD, one row per seed and one column per condition.
     premises : what the reports say of near codes.
     """
     told = [row for row in verdicts if row["answer"] != "not tested" and row["kind"] in ("effect", "exploratory")]
     if not told:
         return []
-    sentences = [_pooled_in_words(conditions)] if conditions.shape[1] else []
-    own = next((row for row in told if row["claim"] == "better images"), None)
-    if own:
-        sentences.append(f"The paper's own algorithm, in one condition: {own['evidence']}.")
+    methods = dict.fromkeys(row["pooled"] for row in told if row["pooled"])
+    sentences = [_method_in_words(method, [row for row in told if row["pooled"] == method]) for method in methods]
     if any("not met" in said for said in premises):
         sentences.append(
             "The premise of the method is not met by the codebooks that were trained here: near codes are not "
@@ -110,40 +104,42 @@ def answer(verdicts: Sequence[dict[str, Any]], conditions: pd.DataFrame, premise
     return sentences
 
 
-def _pooled_in_words(conditions: pd.DataFrame) -> str:
-    effect = Effect.pooled(conditions)
+def _method_in_words(method: str, verdicts: Sequence[dict[str, Any]]) -> str:
+    """Answer for one method over all its conditions; of one alone, by the comparison that was made of it."""
+    conditions = _conditions(verdicts)
+    if len(conditions) == 1:
+        (only,) = conditions
+        return f"By {method}, in one condition: {only.text()}."
+    effect = Effect.pooled(pd.DataFrame({i: pd.Series(row.pairs, dtype=float) for i, row in enumerate(conditions)}))
     low, high = effect.interval()
-    count, pairs = conditions.shape[1], effect.pairs
-    over = f"over {count} condition{'s' * (count != 1)} ({pairs} pairs of trainings)"
+    over = f"over {len(conditions)} conditions ({effect.pairs} pairs of trainings)"
     if not effect.errors:
-        return f"Nothing can be said yet: the mean change of FD is {percent(effect.mean)} {over}."
-    found: Answer | str = effect.finding("lower", math.log1p(MARGIN))
+        return f"By {method} nothing can be said yet: the mean change of FD is {percent(effect.mean)} {over}."
     begin = {
-        "better": "Here IAR helps",
-        "worse": "Here IAR does harm",
-        "equivalent": f"Here IAR makes no difference of {MARGIN:.0%} or more",
-        "undecided": "Nothing here shows that IAR helps, or that it does not",
-    }[str(found)]
+        "better": "IAR helps here",
+        "worse": "IAR does harm here",
+        "equivalent": f"IAR makes no difference of {MARGIN:.0%} or more here",
+        "undecided": "nothing here shows that IAR helps, or that it does not",
+    }[effect.finding("lower", math.log1p(MARGIN))]
     gain = f"A gain of {-100 * math.expm1(CLAIMED_B):.1f}%, the paper's for its model B at 16x16 tokens, is "
     gain += "excluded" if low > CLAIMED_B else "not excluded"
     return (
-        f"{begin}: with the cluster loss, over clusters by our exact assignment, FD changes by {percent(effect.mean)} "
-        f"[{percent(low)}, {percent(high)}] {over}; less is better. {gain}."
+        f"By {method}, {begin}: FD changes by {percent(effect.mean)} [{percent(low)}, {percent(high)}] {over}; less is "
+        f"better. {gain}."
     )
 
 
-def _conditions(verdicts: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return the log ratios of the comparisons that are conditions of the one question, each once."""
-    columns: list[dict[str, float]] = []
+def _conditions(verdicts: Sequence[dict[str, Any]]) -> list[Row]:
+    """Return the comparisons of ratios, each condition once."""
+    found: list[Row] = []
     for verdict in verdicts:
-        rows = [Row(**row) for row in json.loads(verdict["rows"])] if verdict["pooled"] else []
+        rows = [Row(**row) for row in json.loads(verdict["rows"])]
         for row in rows if len(rows) == 1 else rows[:-1]:  # the last of several is the pooled one
-            pairs = dict(row.pairs)
             # Studies share trials: the same pairs, or some of them, are one condition.
-            if row.relative and pairs and not any(pairs.items() <= known.items() for known in columns):
-                columns = [known for known in columns if not known.items() <= pairs.items()]
-                columns.append(pairs)
-    return pd.DataFrame({str(i): pd.Series(pairs, dtype=float) for i, pairs in enumerate(columns)})
+            if row.relative and row.pairs and not any(row.pairs.items() <= known.pairs.items() for known in found):
+                found = [known for known in found if not known.pairs.items() <= row.pairs.items()]
+                found.append(row)
+    return found
 
 
 def _save_effects(folder: Path, verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from PIL import Image, UnidentifiedImageError
 
 from iar_study.errors import InputError
 from iar_study.reporting.codebook import write_codebook_page
-from iar_study.reporting.index import INDEX, INDEX_FILES, write_index
+from iar_study.reporting.index import INDEX, write_index
 from iar_study.reporting.pages import templates
 from iar_study.reporting.report import write_report
-from iar_study.reporting.unchanged import ABOUT, CODEBOOK, Sources, is_unchanged
+from iar_study.reporting.unchanged import ABOUT, CODEBOOK, INDEX_FILES, Sources, is_unchanged
 from iar_study.storage import write_text
 from iar_study.study.claims import Claim, judge
 from iar_study.study.codebooks import codebook_product, load_codebook_results

@@ -264,7 +264,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
             "study": verdict.claim.study or "",
             "answer": verdict.answer,
             "counts": "yes" if verdict.claim.counts else "",
-            "pooled": "yes" if verdict.claim.pooled else "",
+            "pooled": verdict.claim.pooled,
             "evidence": verdict.evidence,
             "p": "" if math.isnan(verdict.p) else repr(verdict.p),
             "rows": json.dumps([asdict(row) for row in verdict.rows]),

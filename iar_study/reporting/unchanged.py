@@ -26,6 +26,8 @@ LIBRARIES = ("matplotlib", "seaborn", "numpy", "pandas", "scipy", "pillow", "jin
 RECORDS = ("result.json", "trial.json", "journal.jsonl")
 """The files of a trial that tell all of it; the others follow from the same training."""
 
+INDEX_FILES = ("index.html", "index.md", "effects.png", "effects.svg")
+
 CODEBOOK = "codebook"
 PAPER = "paper"
 """Folders of reports that are no study's."""
@@ -125,7 +127,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def index_about(folder: Path) -> dict[str, object]:
     """Return what the index remembers: its own files and the reports it leads to."""
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != ABOUT}
+    files = {name: _sha256(folder / name) for name in INDEX_FILES if (folder / name).exists()}
     return {"files": files, "reports": sorted(page.parent.name for page in folder.glob(f"*/{ABOUT}"))}
 
 

@@ -88,7 +88,7 @@ class Claim:
     past : since when the rule stands as it is, and whether data of that study existed then.
     limits : what even a decided answer does not cover.
     alternatives : what else could be behind it, as far as arms of the same study can tell.
-    pooled : whether its comparisons are conditions of the pooled answer to "does IAR help?".
+    pooled : of which method its comparisons are conditions, which "does IAR help?" is answered over; "": of none.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Claim:
     past: Past
     limits: str
     alternatives: tuple[Alternative, ...] = ()
-    pooled: bool = False
+    pooled: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an entry that does not tell where it is from, what it is about and what it does not cover."""

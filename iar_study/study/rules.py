@@ -69,8 +69,6 @@ class Row:
     least: float = math.nan
     most: float = math.nan
     pairs: Mapping[str, float] = field(default_factory=dict)
-    primary: bool = True
-    """Whether the answer follows from it; else it is shown beside."""
 
     def text(self) -> str:
         """Return it as a line: the change, its 95% interval, the number of pairs and the finding."""
@@ -142,7 +140,7 @@ class BetterOverAll:
 
     def judge(self, results: Results) -> Found:
         """See `Better.judge`."""
-        rows = [_row(results, self.metric, arm, than, self.margin, primary=False) for arm, than in self.pairs]
+        rows = [_row(results, self.metric, arm, than, self.margin) for arm, than in self.pairs]
         key = _measured(results, self.metric)
         about = metric_named(key)
         differences = pd.DataFrame({row.what: pd.Series(dict(row.pairs), dtype=float) for row in rows})
@@ -197,7 +195,7 @@ class AmongBest:
         key = _measured(results, self.metric)
         about = metric_named(key)
         better = _direction(about)
-        rows = tuple(_row(results, self.metric, other, self.arm, MARGIN, primary=False) for other in self.among)
+        rows = tuple(_row(results, self.metric, other, self.arm, MARGIN) for other in self.among)
         values = values_by_seed(results.final, key, [_run(results, arm) for arm in arms])
         values = values.apply(np.log) if about.relative else values
         out = {
@@ -282,7 +280,7 @@ class InShorterTraining:
         """See `Better.judge`."""
         about = metric_named(_measured(results, self.metric))
         better = _direction(about)
-        flat = _row(results, self.metric, self.flat, self.than, self.margin, primary=False)
+        flat = _row(results, self.metric, self.flat, self.than, self.margin)
         row = _row(results, self.metric, self.arm, self.than, self.margin)
         found = _not_worse(results, about, better, self, row.what, row.pairs)
         rows = (*found.rows, flat)
@@ -413,7 +411,7 @@ def _worse_by(difference: float, better: str) -> float:
     return difference if better == "lower" else -difference
 
 
-def _row(results: Results, metric: str, arm: str, than: str | None, margin: float, primary: bool = True) -> Row:
+def _row(results: Results, metric: str, arm: str, than: str | None, margin: float) -> Row:
     """Compare `arm` with `than`, its baseline unless named; all arms of the study tell of the spread."""
     than = than or results.beside.get(_run(results, arm), results.baseline)
     for name in (than, arm):
@@ -436,7 +434,6 @@ def _row(results: Results, metric: str, arm: str, than: str | None, margin: floa
         float(found["least"]),
         float(found["most"]),
         {str(seed): float(value) for seed, value in pairs.items()},
-        primary,
     )
 
 

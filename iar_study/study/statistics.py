@@ -43,8 +43,6 @@ COMPARISON_COLUMNS = (
     "difference_low",
     "difference_high",
     "p",
-    "inner_low",
-    "inner_high",
     "least",
     "most",
     "detectable",
@@ -351,9 +349,9 @@ def compare_with_baseline(
     -------
     DataFrame indexed by arm: `n` finite values and their `mean`, `low`, `high` (95% interval), `not_finite` values,
     `pairs` of seeds that arm and baseline share, the mean paired `difference` (arm minus baseline; of a relative
-    metric the log of arm over baseline) with `difference_low` and `difference_high` (95%), `inner_low` and
-    `inner_high` (90%, which tell equivalence), `p` (two-sided), `least` and `most` (see `leave_one_out`), `detectable`
-    (the smallest true difference that so many pairs with such a spread find in 80% of studies), and the `finding`:
+    metric the log of arm over baseline) with `difference_low` and `difference_high` (95%), `p` (two-sided),
+    `least` and `most` (see `leave_one_out`), `detectable` (the smallest true difference that so many pairs with such a
+    spread find in 80% of studies), and the `finding`:
 
     - "baseline" for a baseline itself;
     - "no direction" for a metric of which neither more nor less is better;
@@ -401,10 +399,9 @@ def compare_with_baseline(
 def _told(paired: Effect, differences: pd.Series) -> dict[str, object]:
     """Return what `compare_with_baseline` says of paired differences, but for the finding."""
     low, high = paired.interval()
-    inner_low, inner_high = paired.interval(1 - 2 * ALPHA)
     least, most = leave_one_out(differences)
     found = {"pairs": paired.pairs, "difference": paired.mean, "difference_low": low, "difference_high": high}
-    found |= {"p": paired.p, "inner_low": inner_low, "inner_high": inner_high, "least": least, "most": most}
+    found |= {"p": paired.p, "least": least, "most": most}
     detectable = _detectable(paired.pairs) * paired.error * paired.pairs**0.5 if paired.errors else np.nan
     return {**found, "detectable": detectable}
 

@@ -100,12 +100,13 @@ def test_index_tells_the_verdicts_of_all_reports(results, verdicts, tmp_path):
 def test_index_answers_whether_it_helps(results, tmp_path):
     """By rule, from the comparisons that are conditions of the question; what counts goes through Holm."""
     bare = replace(light(results), samples={}, reconstructions={})
-    pooled = [replace(CLAIMS[0], pooled=True), replace(CLAIMS[1], name="another", pooled=True)]
+    pooled = [replace(CLAIMS[0], pooled="the method"), replace(CLAIMS[1], name="another", pooled="the method")]
     write_report(bare, tmp_path, judge(pooled, bare))
     page = Page(write_index(tmp_path, pooled).read_text())
     (said,) = (row for row in page.text.split("\n") if "over 2 conditions (6 pairs of trainings)" in row)
     effects = [np.log(values_of(bare, FD, arm) / values_of(bare, FD, "baseline")).mean() for arm in ("iar", "random")]
     change = f"{100 * np.expm1(np.mean(effects)):+.1f}%".replace("-", MINUS)
+    assert "By the method, " in said
     assert f"FD changes by {change} [" in said
     assert "Tests of the paper: iar helps: supported; another: contradicted." in said
     assert "A gain of 5.9%, the paper's for its model B at 16x16 tokens, is" in said
