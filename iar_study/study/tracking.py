@@ -53,6 +53,9 @@ ENVIRONMENT = {
 BATCH = 1000
 """Most metrics that MLflow takes in one call; of parameters it takes 100."""
 
+CONFLICTS = 20
+"""How often a batch is sent again, of whose points another process logged some at the same moment."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a failure is tried again; each pause is twice the one before."""
 
@@ -410,7 +413,7 @@ class Tracker:
 
         def send() -> None:
             if batch:
-                self.client.log_batch(logged.id, metrics=batch)
+                self._send(logged.id, batch)
                 self.points += len(batch)
                 logged.steps.update((metric.key, metric.step) for metric in batch)
                 batch.clear()
@@ -420,6 +423,15 @@ class Tracker:
                 send()
             batch += point
         send()
+
+    def _send(self, run_id: str, batch: list[Metric]) -> None:
+        """Log a batch. MLflow leaves out what is there already, but not what comes while it looks: then once more."""
+        for conflicts in range(CONFLICTS + 1):
+            try:
+                return self.client.log_batch(run_id, metrics=batch)
+            except MlflowException as error:
+                if conflicts == CONFLICTS or "unique constraint" not in str(error).lower():
+                    raise
 
     def _describe(self, run_id: str, params: Mapping[str, Any]) -> None:
         given = [Param(key, str(value)) for key, value in params.items()]

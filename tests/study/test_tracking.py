@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.cli import cli as mlflow_command
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from iar_study.cli import main
 from iar_study.config import TrialConfig, flatten
@@ -155,6 +157,28 @@ def test_a_batch_that_is_sent_twice_is_kept_once(workspace):
     other.sync(TRIAL)
     assert other.points == 1000
     assert steps(workspace) == list(range(1, 1001))
+
+
+def test_a_batch_that_another_process_logs_at_the_same_moment_is_kept_once(workspace, monkeypatch):
+    """MLflow rolls back and looks what is there; here the other one logs its points between the look and the insert."""
+    write_long(begin(workspace), 6)
+    one, other = make_tracker(workspace), make_tracker(workspace)
+    logged, stale = one._started(TRIAL), other._started(TRIAL)
+    points = [Metric("train/loss", float(n), 10**12 + n, n) for n in range(1, 7)]
+    one._log_metrics(logged, [points[:3]])
+    insert, left = SqlAlchemyStore._update_latest_metrics_if_necessary, [points[3:]]
+
+    def slow(store, found, session):
+        if len(found) == 3 and left:
+            session.rollback()
+            one._log_metrics(logged, [left.pop()])
+            session.add_all(found)
+        insert(store, found, session)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_update_latest_metrics_if_necessary", slow)
+    other._log_metrics(stale, [points])
+    assert not left
+    assert steps(workspace) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_process_killed_between_two_batches_leaves_no_gap(workspace, monkeypatch):
