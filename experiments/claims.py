@@ -14,6 +14,7 @@ from iar_study.study.rules import (
     InLessTime,
     InShorterTraining,
     NotTested,
+    Planned,
     Rule,
 )
 
@@ -159,6 +160,18 @@ CLAIMS = [
         WHERE_IT_HOLDS + " One guidance scale and one learning rate for every arm.",
         alternatives=CONTROLS,
         pooled=PAPERS,
+    ),
+    Claim(
+        "better images, as planned",
+        "The cluster-oriented loss significantly enhances the generation quality.",
+        SHORTENED,
+        "effect",
+        "confirm",
+        Planned(),
+        Past("2026-11-27", after_data=False),
+        "Speaks of the data, model size and training of the plan alone, in the features of small classifiers. Its draws "
+        "of tokenizer, classifier and clusterings are in the interval.",
+        alternatives=CONTROLS[:1],
     ),
     Claim(
         "better images at every size",

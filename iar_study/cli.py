@@ -134,6 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
         "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share",
     )
     run.add_argument(
+        "--until", choices=["decided"], help="of a study with a plan: add pairs, look by look, until the plan says stop"
+    )
+    run.add_argument(
         "--address", metavar="A", help="of the Ray cluster (default: RAY_ADDRESS, else one on this machine)"
     )
     run.add_argument(
@@ -385,7 +388,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_study(parser: argparse.ArgumentParser, names: str = "a name from `iar-study list`") -> None:
     parser.add_argument("study", metavar="STUDY", help=names)
-    parser.add_argument("--profile", default="quick", metavar="P", help="how big and how long (default: quick)")
+    parser.add_argument("--profile", metavar="P", help="how big and how long (default: quick, or the plan's)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="default: the profile's")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms, and the baseline (default: all)")
     parser.add_argument(
@@ -422,12 +425,13 @@ def _list(arguments: argparse.Namespace) -> int:
     workspace = Workspace.find()
     profile = load_profile(workspace.experiments, arguments.profile)
     profiles = list(load_profiles(workspace.experiments).values())
-    studies = list(load_studies(workspace.experiments).values())
+    every = load_studies(workspace.experiments).values()
+    studies, planned = ([study for study in every if bool(study.plan) == with_plan] for with_plan in (False, True))
     if arguments.study is not None:
         study = load_study(workspace.experiments, arguments.study)
         print(study_text(study, profile, estimate([study], profile, workspace)[1]))
         return 0
-    print(registry_text(studies, profiles, profile, *estimate(studies, profile, workspace)))
+    print(registry_text(studies, planned, profiles, profile, *estimate(studies, profile, workspace)))
     return 0
 
 
@@ -437,10 +441,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     workspace, every = Workspace.find(), arguments.study == "all"
     if every:
-        studies = list(load_studies(workspace.experiments).values())
+        studies = [study for study in load_studies(workspace.experiments).values() if not study.plan]
     else:
         studies = [load_study(workspace.experiments, arguments.study)]
-    profile, settings = load_profile(workspace.experiments, arguments.profile), _settings(arguments)
+    profile, settings = load_profile(workspace.experiments, _profile(arguments, studies[0])), _settings(arguments)
+    if arguments.until:
+        return _until_decided(arguments, studies[0], profile, settings, workspace)
     unfit = _unfit(arguments, studies, profile, settings)
     if arguments.dry_run:
         return _dry_run(arguments, studies, profile, settings, workspace)
@@ -465,6 +471,38 @@ def _run(arguments: argparse.Namespace) -> int:
             + f"; failed: {', '.join(failed)}" * bool(failed)
         )
     return EXIT_FAILED if failed else 0
+
+
+def _until_decided(
+    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
+) -> int:
+    """Run a planned study look by look, until one of them decides or the last is taken."""
+    if study.plan is None:
+        raise InputError(f"study {study.name} has no plan; --until is for those of experiments/plans")
+    if arguments.seeds or arguments.dry_run:
+        raise InputError("--until takes the seeds of the plan, look by look; leave --seeds and --dry-run out")
+    if arguments.arms and study.plan.arm not in arguments.arms:
+        raise InputError(f"the plan compares arm {study.plan.arm}; add it to --arms")
+    for pairs in study.plan.looks:
+        arguments.seeds = list(study.plan.seeds(pairs))
+        _unfit(arguments, [study], profile, settings)
+        if code := _run_study(arguments, study, profile, settings, workspace):
+            return code
+        from iar_study.study.results import load_results
+        from iar_study.study.rules import planned_looks
+
+        looks = planned_looks(load_results(workspace, study.name))
+        finding = looks[-1].finding
+        if _is_first():
+            print(f"{study.name}: look at {looks[-1].pairs} pairs: {finding}")
+        if finding != "undecided":
+            break
+    return 0
+
+
+def _profile(arguments: argparse.Namespace, study: Any) -> str:
+    """Return the name of the profile that is asked for: else the plan's, or quick."""
+    return arguments.profile or (study.plan.profile if study.plan else "quick")
 
 
 def _unfit(
@@ -583,7 +621,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     workspace, settings = Workspace.find(), _settings(arguments)
     study = load_study(workspace.experiments, arguments.study)
-    profile = load_profile(workspace.experiments, arguments.profile)
+    profile = load_profile(workspace.experiments, _profile(arguments, study))
     check_effects([study], profile, arguments.arms, settings, arguments.gpus)
     plan = make_plan(
         study,

@@ -160,6 +160,8 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is what is evaluated and sampled from; 0 is none."""
     log_every: Count = 25
     checkpoint_every: Count = 200
+    noise: Seed = 0
+    """Which draw of a seed's order of images, dropout and dropped classes; its initial weights are the same in all."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class EvaluationConfig:
     guidance: NonNegative = 2.0
     """Scale s of classifier-free guidance: uncond + s * (cond - uncond); 1 is none."""
     temperature: Positive = 1.0
+    noise: Seed = 0
+    """Which draw of a seed's samples."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,8 @@ NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
 """Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
 
 VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
-"""Settings that tell trials apart only where they are not these: IAR's own loss is the same with and without them."""
+VARIANTS |= {"train.noise": 0, "evaluation.noise": 0}
+"""Settings that tell trials apart only where they are not these: with them, all is as before there were any."""
 
 
 @dataclass(frozen=True)
@@ -317,9 +322,14 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
 def identity(config: TrialConfig) -> dict[str, Any]:
     """Return the dotted keys that tell a trial from another one on the same inputs."""
     kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
-    kept = {key: value for key, value in kept.items() if key not in VARIANTS or value != VARIANTS[key]}
+    kept = without_defaults(kept)
     # There is one file of weights for `inception`; where it lies does not matter.
     return kept | {"evaluation.extractor": config.evaluation.extractor.partition(":")[0]}
+
+
+def without_defaults(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys without those of `VARIANTS` that are as they would be without them."""
+    return {key: value for key, value in flat.items() if key not in VARIANTS or value != VARIANTS[key]}
 
 
 def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConfig:

@@ -52,18 +52,21 @@ VARIED = {
     "loss.smoothing_over": "cluster",
     "loss.coarse_weight": 1.0,
     "loss.coarse_clusters": 2,
+    "train.noise": 1,
+    "evaluation.noise": 1,
 }
 
 
-def test_a_changed_variant_of_the_loss_is_another_trial():
-    assert VARIED.keys() == {f"loss.{key}" for key in asdict(LossConfig())}
+def test_a_changed_variant_of_the_loss_and_another_draw_of_noise_are_other_trials():
+    assert {f"loss.{key}" for key in asdict(LossConfig())} < VARIED.keys()
     found = [identity(TrialConfig()), *(identity(with_settings(TrialConfig(), {key: VARIED[key]})) for key in VARIED)]
     for i, one in enumerate(found):
         assert one not in found[:i]
 
 
 def test_trials_from_before_there_were_variants_keep_their_identity():
-    """Of the loss only the weight is named, at any value; and a variant that is set to its default is none."""
+    """Of the loss only the weight is named, at any value; and what is set to its default is none."""
     for config in (TrialConfig(), with_settings(TrialConfig(), {"loss.cluster_weight": 1.0, "loss.smoothing": 0.0})):
+        assert not [key for key in identity(config) if key.endswith("noise")]
         named = {key: value for key, value in identity(config).items() if key.startswith("loss.")}
         assert named == {"loss.cluster_weight": config.loss.cluster_weight}

@@ -215,7 +215,7 @@ def comparison(results: Results, metric: str) -> Figure:
     others = results.compared
     if not others:
         raise InputError(f"study {results.study!r} has no arm beside its baseline {results.baseline!r}")
-    table = compare_with_baseline(results.final, metric, results.baselines, list(results.arms))
+    table = compare_with_baseline(results.final, metric, results.baselines, list(results.arms), draws=results.draws)
     differences = paired_differences(results.final, metric, results.baselines, others)
     if measured.relative:
         shown = ["difference", "difference_low", "difference_high"]

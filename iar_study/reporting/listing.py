@@ -13,20 +13,32 @@ from iar_study.study.study import Profile, Study
 
 
 def registry_text(
-    studies: Sequence[Study], profiles: Sequence[Profile], profile: Profile, each: Sequence[Estimate], total: Estimate
+    studies: Sequence[Study],
+    planned: Sequence[Study],
+    profiles: Sequence[Profile],
+    profile: Profile,
+    each: Sequence[Estimate],
+    total: Estimate,
 ) -> str:
-    """Return a line for each study, with its estimate at `profile`, for all together, and for each of the profiles."""
+    """Return a line for each study, with its estimate at `profile`, for all together, for each plan and profile."""
     rows = [
         [study.name, f"{estimate.trials}", _time(estimate), study.question]
         for study, estimate in zip(studies, each, strict=True)
     ]
     rows.append(["all", f"{total.trials}", _time(total), "equal trials once"])
+    plans = [
+        [study.name, f"{study.plan.looks[-1]} pairs", study.plan.profile, study.question]
+        for study in planned
+        if study.plan
+    ]
     seeds = [[one.name, plural(len(one.seeds), "seed"), one.description] for one in profiles]
     return "\n".join(
         [
             *_fitted([["study", "trials", f"at {profile.name}", "question"], *rows]),
             *_wrapped(_told(total)),
             "",
+            *(_fitted([["plan", "at most", "at", "question"], *plans]) if plans else ()),
+            *([""] if plans else ()),
             *_fitted([["profile", "seeds", "what it is"], *seeds]),
             "",
             "iar-study list STUDY tells its claim and its arms.",
@@ -41,9 +53,11 @@ def study_text(study: Study, profile: Profile, estimate: Estimate) -> str:
         for arm in study.arms
     ]
     claim = _wrapped(f"claim: {study.claim}", "  ")
-    time = f"  at {profile.name}: {plural(estimate.trials, 'trial')}, {_time(estimate)}"
+    plan = _wrapped(f"plan: {study.plan.text()}", "  ") if study.plan else []
+    until = "until the first look, " if study.plan else ""
+    time = f"  {until}at {profile.name}: {plural(estimate.trials, 'trial')}, {_time(estimate)}"
     return "\n".join(
-        [study.name, f"  {study.question}", *claim, *aligned(arms), time, *_wrapped(_told(estimate), "  ")]
+        [study.name, f"  {study.question}", *claim, *plan, *aligned(arms), time, *_wrapped(_told(estimate), "  ")]
     )
 
 

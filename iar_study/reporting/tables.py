@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
 from iar_study.study.claims import Verdict
+from iar_study.study.plans import plan_of
 from iar_study.study.results import Results
-from iar_study.study.rules import Row, percent
-from iar_study.study.statistics import compare_with_baseline, p_text, paired_differences, time_to_target
+from iar_study.study.rules import Row, percent, planned_looks
+from iar_study.study.sequential import levels
+from iar_study.study.statistics import ALPHA, compare_with_baseline, p_text, paired_differences, time_to_target
 
 SAMPLES = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
 
@@ -70,6 +73,9 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Title -> metrics of each table that compares every arm with the baseline, by kind of study."""
 
+COLUMNS = 8
+"""Seeds that a table of pairs has a column each for; of more, the pairs stand in one cell."""
+
 WRONG_TOKEN, BY_CHANCE = "val/right_cluster_if_wrong", "val/right_cluster_by_chance"
 
 
@@ -87,7 +93,7 @@ def headline(results: Results) -> list[tuple[Metric, str | None]]:
 @lru_cache(maxsize=256)
 def comparison(results: Results, key: str) -> pd.DataFrame:
     """Return `compare_with_baseline` of all arms in one metric: computed once, for many places show it."""
-    return compare_with_baseline(results.final, key, results.baselines, list(results.arms))
+    return compare_with_baseline(results.final, key, results.baselines, list(results.arms), draws=results.draws)
 
 
 def _rows(table: pd.DataFrame) -> dict[Any, pd.Series]:
@@ -214,13 +220,34 @@ def design_tables(results: Results) -> list[dict[str, Any]]:
                     "p": p_text(row["p"]),
                     "without_one": f"{change(row['least'])} to {change(row['most'])}",
                     "pairs": [change(value) for value in differences[arm]],
+                    "spread": change(differences[arm].std()).lstrip("+"),
                     "detectable": change(row["detectable"]).lstrip("+"),
                     "finding": row["finding"],
                 }
             )
         if rows:
-            tables.append({"about": metric, "seeds": list(differences.index), "rows": rows})
+            seeds = list(differences.index)
+            tables.append({"about": metric, "seeds": seeds, "wide": len(seeds) > COLUMNS, "rows": rows})
     return tables
+
+
+def plan_table(results: Results) -> dict[str, Any] | None:
+    """Return a study's plan, since when it stands, in what the run departs from it, what its looks need and found."""
+    if results.plan is None:
+        return None
+    plan = plan_of(results.plan)
+    try:
+        taken = {look.pairs: look for look in planned_looks(results)}
+    except InputError:  # its arm was not run, or its metric not measured
+        taken = {}
+    either, equivalent = (levels(plan.looks, ALPHA, two_sided=two_sided) for two_sided in (True, False))
+    rows = []
+    for pairs, *needed in zip(plan.looks, either, equivalent, strict=True):
+        row = {"pairs": pairs, "levels": [f"{level:.2g}" for level in needed], "change": "", "p": "", "finding": ""}
+        if look := taken.get(pairs):
+            row |= {"change": percent(look.effect.mean), "p": p_text(look.effect.p), "finding": look.finding}
+        rows.append(row)
+    return {**results.plan, "text": plan.text(), "departures": results.departures, "looks": rows}
 
 
 def target_tables(results: Results) -> list[dict[str, Any]]:

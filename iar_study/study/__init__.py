@@ -1,5 +1,5 @@
 """Studies: the registry, the stages that trials share, the runner, tracking, results and statistics."""
 
-from iar_study.study.study import Arm, Profile, Study
+from iar_study.study.study import Arm, Plan, Profile, Study
 
-__all__ = ["Arm", "Profile", "Study"]
+__all__ = ["Arm", "Plan", "Profile", "Study"]

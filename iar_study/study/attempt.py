@@ -32,7 +32,7 @@ from iar_study.study.measuring import extractor_of, load_reference, measure_pict
 from iar_study.study.stages import images_of, load_codebook, load_codes
 from iar_study.study.trial import Busy, Trial
 from iar_study.study.workspace import is_finished
-from iar_study.training.gpt import PROGRESS, original_order, step_seed, train_gpt
+from iar_study.training.gpt import PROGRESS, noise_seed, original_order, step_seed, train_gpt
 from iar_study.training.journal import Journal, read_journal
 from iar_study.training.parallel import collected, first_of, launch
 from iar_study.training.processes import n_processes, process_rank
@@ -231,13 +231,13 @@ def sample_and_measure(
 
 def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
     """Draw the tokens, int64 (b, T) on the CPU, of one part of a trial's samples, with its own noise; classes (b,)."""
-    device = config.compute.device
+    device, seed = config.compute.device, noise_seed(config.seed, config.evaluation.noise)
     return generate(
         model,
         classes.to(device),
         cfg_scale=config.evaluation.guidance,
         temperature=config.evaluation.temperature,
-        generator=torch.Generator(device).manual_seed(step_seed(config.seed, part)),
+        generator=torch.Generator(device).manual_seed(step_seed(seed, part)),
     ).cpu()
 
 

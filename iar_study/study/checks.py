@@ -33,7 +33,7 @@ OF_IMAGES = (
     *("classifier.", "evaluation.extractor"),
 )
 OF_A_GPT = (
-    *(f"evaluation.{name}" for name in ("every", "sampled_times", "guidance", "temperature")),
+    *(f"evaluation.{name}" for name in ("every", "sampled_times", "guidance", "temperature", "noise")),
     *("model.", "loss.", "train.", "parallel.", "compute.precision", "compute.compile"),
 )
 """How the keys begin of what is read only where there are clusters, where images are encoded here, where a GPT is."""
@@ -64,7 +64,7 @@ def asked(
     InputError : an unknown arm or setting, or settings that are known not to fit each other.
     """
     base = with_settings(profile.config, settings or {})
-    configs = trial_configs(study, base, arms, seeds or profile.seeds)
+    configs = trial_configs(study, base, arms, seeds or study.seeds(profile))
     for _, _, config in configs:
         check_settings(config, study.kind, processes)
     return base, configs

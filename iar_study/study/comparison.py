@@ -341,7 +341,8 @@ def compare_arms(a: Results, b: Results, metric: str) -> pd.DataFrame:
     Where the stores have seeds in common, whose differences are then not quite independent, the test is cautious.
     """
     of_a, of_b = (
-        compare_with_baseline(results.final, metric, results.baselines, list(results.arms)) for results in (a, b)
+        compare_with_baseline(results.final, metric, results.baselines, list(results.arms), draws=results.draws)
+        for results in (a, b)
     )
     rows = []
     for arm in (arm for arm in a.arms if arm in b.arms):

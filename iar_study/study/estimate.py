@@ -74,8 +74,9 @@ def estimate(studies: Sequence[Study], profile: Profile, workspace: Workspace) -
     """Return an estimate for each study by itself, and one for all, in which equal trials of studies count once."""
     speeds = _speeds(workspace)
     parts = [_parts(study, profile, speeds) for study in studies]
-    slots, seeds = _slots(profile.config), len(set(profile.seeds))
-    return [_sum(some, seeds, slots) for some in parts], _sum(chain(*parts), seeds, slots)
+    slots, seeds = _slots(profile.config), [len(set(study.seeds(profile))) for study in studies]
+    each = [_sum(some, count, slots) for some, count in zip(parts, seeds, strict=True)]
+    return each, _sum(chain(*parts), max(seeds, default=0), slots)
 
 
 def _parts(study: Study, profile: Profile, speeds: dict[Any, list[float]]) -> list[_Part]:

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from iar_study.config import DataConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
 from iar_study.storage import load_arrays, read_json
+from iar_study.study.plans import departures, plan_of
 from iar_study.study.study import Kind
 from iar_study.study.workspace import Workspace, is_finished, near_codes_trials, read_manifest, read_record
 from iar_study.training.journal import read_journal
@@ -65,6 +67,8 @@ class Results:
     places : arm -> the series that it is in, and its value of the factor.
     premise : of what every token becomes its nearest code by: SSIM and the share of images that keep their class, each
         beside the image of the true tokens, for this study's own tokenizers; empty where no study measured it.
+    plan : what the study's manifest recorded of its plan; None without one.
+    departures : in what the run is not the one that was planned.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
 
@@ -96,6 +100,16 @@ class Results:
     factor: str = ""
     places: dict[str, tuple[str, float]] = field(default_factory=dict)
     premise: dict[str, float] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    departures: tuple[str, ...] = ()
+
+    @property
+    def draws(self) -> dict[int, int] | None:
+        """Each seed's draw of tokenizer and classifier, where a plan draws them."""
+        if self.plan is None or self.plan["draws"] == 1:
+            return None
+        plan = plan_of(self.plan)
+        return {seed: plan.draw(seed) for seed in {*self.final["seed"], *self.missing["seed"]}}
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -234,7 +248,22 @@ def load_results(workspace: Workspace, study: str) -> Results:
         factor=manifest["factor"],
         premise=_premise(workspace, {of["inputs"]["tokenizer"] for of in ended if "tokenizer" in of["inputs"]}),
         places={name: (arm["series"], values[name]) for name, arm in arms.items() if arm["series"] and name in values},
+        plan=manifest.get("plan"),
+        departures=_departures(manifest, workspace),
     )
+
+
+def _departures(manifest: dict[str, Any], workspace: Workspace) -> tuple[str, ...]:
+    """Return in what the run is not the one that was planned; empty without a plan."""
+    plan, older = manifest.get("plan"), []
+    if plan is None:
+        return ()
+    since_ms = 1000 * datetime.fromisoformat(plan["committed"]).timestamp() if plan["committed"] else 0.0
+    for trial in manifest["trials"]:
+        journal = read_journal(workspace.trials / trial["hash"] / "journal.jsonl")
+        if journal and journal[0]["time_ms"] < since_ms:
+            older.append(f"{trial['arm']}, seed {trial['seed']}")
+    return tuple(departures(plan, manifest["profile"], manifest["settings"], older))
 
 
 def _premise(workspace: Workspace, tokenizers: set[str]) -> dict[str, float]:

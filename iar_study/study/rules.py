@@ -16,7 +16,9 @@ import pandas as pd
 
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import Metric, find_metric, metric_named
+from iar_study.study.plans import plan_of
 from iar_study.study.results import Results
+from iar_study.study.sequential import Look, look
 from iar_study.study.statistics import (
     ALPHA,
     MARGIN,
@@ -24,6 +26,7 @@ from iar_study.study.statistics import (
     SharedSpread,
     compare_with_baseline,
     leave_one_out,
+    p_text,
     paired_differences,
     values_by_seed,
 )
@@ -352,6 +355,57 @@ class Exact:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What the study's own plan says, at the first of its looks that decides (see `sequential`)."""
+
+    def text(self) -> str:
+        """Return the rule in words."""
+        return (
+            "The plan names arm, metric, margin and looks. A look at n pairs takes the first n that were planned. The "
+            "5% of each answer are spread over the looks, nearly all of it to the last (Lan and DeMets). Equivalent, "
+            "better or worse as elsewhere, at the level of the look; the first look that decides is the answer."
+        )
+
+    def judge(self, results: Results) -> Found:
+        """Raises `InputError` where the study has no plan, was not run as it says, or its arm was not run."""
+        if results.plan is None:
+            raise InputError(f"study {results.study} has no plan")
+        if results.departures:
+            raise InputError(f"not as planned: {'; '.join(results.departures)}")
+        plan = plan_of(results.plan)
+        looks = planned_looks(results)
+        than = results.baselines[plan.arm]
+        about = metric_named(_measured(results, plan.metric))
+        rows = tuple(_of_look(taken, f"{plan.arm} / {than}", about, results) for taken in looks)
+        if not looks:
+            raise InputError(f"the first look is at {plan.looks[0]} pairs; fewer have ended")
+        last = looks[-1]
+        told = rows[-1].text() + f" (p {p_text(last.effect.p)}, level {last.level:.2g})"
+        further = [pairs for pairs in plan.looks if pairs > last.pairs]
+        if last.finding == "undecided":
+            told += f"; the next look is at {further[0]} pairs" if further else "; it was the last look"
+        return Found(_answer_of(last.finding), told + _lost(results, plan.arm, than), rows, last.effect.p)
+
+
+def planned_looks(results: Results) -> list[Look]:
+    """Return the looks of the study's plan that so many pairs allow, up to the first one that decides.
+
+    Raises `InputError` where there is no plan, its arm was not run, or its metric is not compared by ratios.
+    """
+    if results.plan is None:
+        raise InputError(f"study {results.study} has no plan")
+    plan = plan_of(results.plan)
+    about = metric_named(key := _measured(results, plan.metric))
+    if not about.relative:
+        raise InputError(f"a plan is for a metric that is compared by ratios; {about.label} is not")
+    than = results.baselines[_run(results, plan.arm)]
+    differences = paired_differences(results.final, key, than, [plan.arm])[plan.arm]
+    unended = results.missing[results.missing["status"] != "diverged"]
+    waits = unended.loc[unended["arm"].isin([plan.arm, than]), "seed"]
+    return look(differences[~differences.index.isin(waits)], plan, _direction(about))
+
+
+@dataclass(frozen=True)
 class NotTested:
     """Not tested, for the reason that is given."""
 
@@ -366,7 +420,7 @@ class NotTested:
         return Found("not tested", self.why)
 
 
-Rule = Better | BetterOverAll | AmongBest | InLessTime | InShorterTraining | Above | Exact | NotTested
+Rule = Better | BetterOverAll | AmongBest | InLessTime | InShorterTraining | Above | Exact | Planned | NotTested
 
 
 def percent(log_ratio: float) -> str:
@@ -420,7 +474,8 @@ def _row(results: Results, metric: str, arm: str, than: str | None, margin: floa
     about = metric_named(key)
     _direction(about)
     beside = {**results.baselines, than: than, arm: than}
-    found = compare_with_baseline(results.final, key, beside, list(results.arms), margin).loc[arm].to_dict()
+    arms, draws = list(results.arms), results.draws
+    found = compare_with_baseline(results.final, key, beside, arms, margin, draws).loc[arm].to_dict()
     pairs = paired_differences(results.final, key, than, [arm])[arm].dropna()
     return Row(
         f"{arm} / {than}" if about.relative else f"{arm} \N{MINUS SIGN} {than}",
@@ -434,6 +489,19 @@ def _row(results: Results, metric: str, arm: str, than: str | None, margin: floa
         float(found["least"]),
         float(found["most"]),
         {str(seed): float(value) for seed, value in pairs.items()},
+    )
+
+
+def _of_look(taken: Look, what: str, about: Metric, results: Results) -> Row:
+    plan = plan_of(results.plan or {})
+    of_look = paired_differences(
+        results.final, _measured(results, plan.metric), results.baselines[plan.arm], [plan.arm]
+    )[plan.arm][list(plan.seeds(taken.pairs))]
+    pairs = {str(seed): float(value) for seed, value in of_look.dropna().items()}
+    effect = taken.effect
+    ends = effect.interval()
+    return Row(
+        what, about.label, about.relative, effect.mean, *ends, effect.p, taken.finding, *leave_one_out(of_look), pairs
     )
 
 

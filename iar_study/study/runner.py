@@ -24,6 +24,7 @@ from iar_study.study.display import Display
 from iar_study.study.estimate import from_first_steps, training_rate
 from iar_study.study.executors import LOG, Executor, make_executor
 from iar_study.study.plan import plural, span
+from iar_study.study.plans import record
 from iar_study.study.stages import NotMade, check, prepare, stages_of
 from iar_study.study.store import check_store, holds_finished, store_uri
 from iar_study.study.study import Arm, Profile, Study
@@ -249,6 +250,7 @@ def _write_manifest(
             for arm in study.arms
         ],
         "profile": profile.name,
+        "plan": record(study, workspace),
         "config": flatten(base),
         "settings": {key: str(value) for key, value in settings.items()},
         "trials": [

@@ -156,15 +156,28 @@ class Effect:
     between: float = np.nan
 
     @classmethod
-    def of(cls, differences: ArrayLike, shared: SharedSpread | None = None, level: float = 0.0) -> Effect:
+    def of(
+        cls,
+        differences: ArrayLike,
+        shared: SharedSpread | None = None,
+        level: float = 0.0,
+        draws: Sequence[int] | None = None,
+    ) -> Effect:
         """Take differences (n,); those that are not finite are left out.
 
         level : the size of what was subtracted: a spread within its rounding is none.
+        draws : (n,) which draw of tokenizer and classifier each has, one of a population of draws. Each then counts
+            alike, and the spread of the draws' means counts as well, with as many degrees of freedom as draws less one.
         """
         sample = np.asarray(differences, dtype=float)
-        sample = sample[np.isfinite(sample)]
+        finite = np.isfinite(sample)
+        sample = sample[finite]
+        of_draws = np.empty(0)
+        if draws is not None:
+            drawn = np.asarray(draws)[finite]
+            of_draws = np.array([sample[drawn == draw].mean() for draw in np.unique(drawn)])
         n = sample.size
-        mean = float(sample.mean()) if n else np.nan
+        mean = float((of_draws if of_draws.size else sample).mean()) if n else np.nan
         if n < 2 or np.ptp(sample) <= 1e-12 * max(abs(level), abs(level - mean)):
             return cls(mean, n, ())
         own = float(sample.var(ddof=1))
@@ -173,7 +186,10 @@ class Effect:
         spreads = [(own, float(n - 1))]
         if shared:
             spreads.append(shared.moderated(own, n - 1))
-        return cls(mean, n, tuple(((variance / n) ** 0.5, freedom) for variance, freedom in spreads))
+        errors = [((variance / n) ** 0.5, freedom) for variance, freedom in spreads]
+        if of_draws.size > 1:
+            errors.append(((float(of_draws.var(ddof=1)) / of_draws.size) ** 0.5, float(of_draws.size - 1)))
+        return cls(mean, n, tuple((error, freedom) for error, freedom in errors if error > 0))
 
     @classmethod
     def pooled(cls, differences: pd.DataFrame) -> Effect:
@@ -224,7 +240,13 @@ class Effect:
         half = max((_quantile(freedom, confidence) * error for error, freedom in self.errors), default=0.0)
         return self.mean - half, self.mean + half
 
-    def finding(self, better: Literal["lower", "higher"], margin: float | None) -> Finding:
+    def finding(
+        self,
+        better: Literal["lower", "higher"],
+        margin: float | None,
+        alpha: float = ALPHA,
+        alpha_equivalent: float = ALPHA,
+    ) -> Finding:
         """Say what is found: "undecided" where there is no spread, as with one pair.
 
         - "equivalent" where the 90% interval lies within the margin: two one-sided tests at 5% (Schuirmann 1987);
@@ -232,12 +254,13 @@ class Effect:
         - "undecided" otherwise.
 
         margin : of |mean|, log(1 + 3%) for a ratio; None where no difference is known that would not matter.
+        alpha, alpha_equivalent : the levels of these tests; those of a plan's look are smaller.
         """
         if not self.errors:
             return "undecided"
-        if margin is not None and max(map(abs, self.interval(1 - 2 * ALPHA))) < margin:
+        if margin is not None and max(map(abs, self.interval(1 - 2 * alpha_equivalent))) < margin:
             return "equivalent"
-        if self.p >= ALPHA:
+        if self.p >= alpha:
             return "undecided"
         return "better" if (self.mean < 0) == (better == "lower") else "worse"
 
@@ -332,7 +355,12 @@ def paired_differences(
 
 
 def compare_with_baseline(
-    final: pd.DataFrame, metric: str, baseline: str | Mapping[str, str], arms: Sequence[str], margin: float = MARGIN
+    final: pd.DataFrame,
+    metric: str,
+    baseline: str | Mapping[str, str],
+    arms: Sequence[str],
+    margin: float = MARGIN,
+    draws: Mapping[int, int] | None = None,
 ) -> pd.DataFrame:
     """Compare every arm with its baseline in one metric, paired by seed.
 
@@ -344,6 +372,7 @@ def compare_with_baseline(
         name where it is a baseline.
     arms : all arms of the study, in order; one without values still gets its row.
     margin : the smallest change of a ratio that matters; only metrics that are compared by ratios have one.
+    draws : seed -> its draw of tokenizer and classifier, where a plan draws them (see `Effect.of`).
 
     Returns
     -------
@@ -381,7 +410,8 @@ def compare_with_baseline(
         record |= {"mean": own.mean, "low": own.low, "high": own.high, "pairs": own.n, "finding": "baseline"}
         if arm != beside[arm]:
             level = 1.0 if about.relative else own.mean
-            paired = Effect.of(differences[arm], shared, level)
+            drawn = [draws[seed] for seed in differences.index] if draws else None
+            paired = Effect.of(differences[arm], shared, level, drawn)
             record |= _told(paired, differences[arm])
             if about.better is None:
                 record["finding"] = "no direction"

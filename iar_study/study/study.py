@@ -15,6 +15,9 @@ Kind = Literal["training", "near-codes", "sampling"]
 """What a trial does: train a GPT; replace tokens by other codes and look at the pictures; or sample in the arm's way
 from the GPT that is trained with the profile's evaluation."""
 
+PLANS = "plans"
+"""Folder of the registry for the studies that have a plan, each in a file of its name."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -32,6 +35,62 @@ class Arm:
     (that of another size, say) names itself."""
     series: str = ""
     """Name of the line that joins this arm with others in the figure over the study's `factor`."""
+    seeded: Mapping[str, int] = field(default_factory=dict)
+    """Dotted keys that the seed of a trial sets for this arm -> what is added to it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is to answer and when it is looked at, written before its data (see `sequential`).
+
+    Pairs are arm and baseline with the same seed, from `first_seed` on. What the seeds share is drawn anew, too: pair k
+    has draw k modulo `draws` of tokenizer, classifier and clusterings, and its own training. No two trainings share a
+    seed, so that pairs have nothing in common but their draw.
+    """
+
+    profile: str
+    """Name of the profile that it is for."""
+    arm: str
+    """The arm that is compared with its baseline."""
+    metric: str
+    """A key or family in which a ratio is compared, such as "fd"."""
+    looks: tuple[int, ...]
+    """Numbers of pairs at which it is looked at, ascending; the last is the most that are trained."""
+    margin: float = 0.03
+    """The smallest change of the ratio that matters."""
+    first_seed: int = 1000
+    """Far from the seeds of what was tried before the plan."""
+    draws: int = 1
+    drawn: tuple[str, ...] = ("tokenizer.seed", "classifier.seed", "clustering.seed")
+    """Dotted keys that a draw sets."""
+
+    def __post_init__(self) -> None:
+        """Refuse looks that cannot be taken."""
+        ascending = all(one < other for one, other in zip(self.looks, self.looks[1:], strict=False))
+        if not self.looks or not ascending or self.looks[0] < max(2, self.draws):
+            raise InputError(
+                f"a plan looks at {self.looks} pairs; give ascending numbers, the first at least 2 and {self.draws}, "
+                f"the number of draws"
+            )
+        if not 0 < self.margin < 1 or self.draws < 1:
+            raise InputError(f"a plan has margin {self.margin} and {self.draws} draws; give 0 < margin < 1, draws >= 1")
+
+    def seeds(self, pairs: int) -> tuple[int, ...]:
+        """Return the seeds of the first so many pairs."""
+        return tuple(range(self.first_seed, self.first_seed + pairs))
+
+    def text(self) -> str:
+        """Return what is asked, how much of it, and when it is looked at."""
+        looks = f"{', '.join(map(str, self.looks[:-1]))} and {self.looks[-1]}" if self.looks[1:] else f"{self.looks[0]}"
+        drawn = f"; {self.draws} draws of tokenizer, classifier and clusterings" if self.draws > 1 else ""
+        return (
+            f"{self.arm} beside its baseline in {self.metric} at {self.profile}, margin {self.margin:.0%}; looks at "
+            f"{looks} pairs, seeds from {self.first_seed}{drawn}"
+        )
+
+    def draw(self, seed: int) -> int:
+        """Return the draw that a seed's pair has; it stands for the seed of what is drawn."""
+        return self.first_seed + (seed - self.first_seed) % self.draws
 
 
 @dataclass(frozen=True)
@@ -50,12 +109,16 @@ class Study:
     """Dotted keys that the seed of a trial sets: more than its own where what is shared should vary too."""
     factor: str = ""
     """Dotted key of the number that the arms of a series differ in: the axis of a figure."""
+    plan: Plan | None = None
+    """Of a study of `experiments/plans`."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise InputError(f"study {self.name!r} names an arm twice: {', '.join(names)}")
         self.arm(self.baseline)
+        if self.plan and self.beside(self.arm(self.plan.arm)) == self.plan.arm:
+            raise InputError(f"study {self.name!r} plans to compare {self.plan.arm!r} with itself; name another arm")
         for arm in self.arms:
             beside = self.beside(arm)
             if self.beside(self.arm(beside)) != beside:
@@ -76,6 +139,10 @@ class Study:
         hint = nearest(name, [arm.name for arm in self.arms])
         raise InputError(f"study {self.name!r} has no arm {name!r}; {hint}")
 
+    def seeds(self, profile: Profile) -> tuple[int, ...]:
+        """Return the seeds when none are asked for: the profile's, or those of a plan's first look."""
+        return self.plan.seeds(self.plan.looks[0]) if self.plan else profile.seeds
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -88,14 +155,21 @@ class Profile:
 
 
 def load_studies(experiments: Path) -> dict[str, Study]:
-    """Return every study of the folder by name: each file but `profiles.py` and `claims.py` defines one, `study`."""
+    """Return every study of the folder by name: each file but `profiles.py` and `claims.py` defines one, `study`.
+
+    Those with a plan, which stand in `plans`, come last.
+    """
     studies: dict[str, Study] = {}
-    for path in sorted(experiments.glob("*.py")):
+    for path in [*sorted(experiments.glob("*.py")), *sorted((experiments / PLANS).glob("*.py"))]:
         if path.name.startswith("_") or path.name in ("profiles.py", "claims.py"):
             continue
         study = getattr(run_file(path), "study", None)
         if not isinstance(study, Study):
             raise InputError(f"{path} defines no `study = Study(...)`")
+        if bool(study.plan) != (path.parent.name == PLANS):
+            raise InputError(f"{path}: a study with a plan stands in {PLANS}/, and one without does not")
+        if study.plan and path.stem != study.name:
+            raise InputError(f"{path} defines the plan of {study.name!r}; name the file {study.name}.py")
         if study.name in studies:
             raise InputError(f"{path} defines a second study called {study.name!r}")
         studies[study.name] = study
@@ -150,7 +224,10 @@ def arm_config(study: Study, arm: Arm, base: TrialConfig, seed: int) -> TrialCon
         raise InputError(f"arm {arm.name!r} scales {unknown!r}, which is no number; {nearest(unknown, numbers)}")
     scaled = {key: own[of] * factor for key, (factor, of) in scale.items()}
     scaled = {key: max(1, round(value)) if type(own[key]) is int else value for key, value in scaled.items()}
-    return with_settings(base, {**scaled, **arm.settings, **dict.fromkeys(study.seeded, seed)})
+    seeds = dict.fromkeys(study.seeded, seed)
+    seeds |= dict.fromkeys(study.plan.drawn, study.plan.draw(seed)) if study.plan else {}
+    seeds |= {key: seed + more for key, more in arm.seeded.items()}
+    return with_settings(base, {**scaled, **arm.settings, **seeds})
 
 
 def trial_configs(

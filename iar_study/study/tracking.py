@@ -428,7 +428,8 @@ class Tracker:
         """Log a batch. MLflow leaves out what is there already, but not what comes while it looks: then once more."""
         for conflicts in range(CONFLICTS + 1):
             try:
-                return self.client.log_batch(run_id, metrics=batch)
+                self.client.log_batch(run_id, metrics=batch)
+                return
             except MlflowException as error:
                 if conflicts == CONFLICTS or "unique constraint" not in str(error).lower():
                     raise

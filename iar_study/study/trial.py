@@ -28,7 +28,8 @@ class Trial:
     def hash(self) -> str:
         """Identity: the config and the content of the inputs; names of data sets and arms do not count."""
         if self.base is not None:
-            return digest(RECIPE, self.kind, self.base.hash, asdict(self.config.evaluation))[:16]
+            sampled = {key: value for key, value in asdict(self.config.evaluation).items() if key != "noise" or value}
+            return digest(RECIPE, self.kind, self.base.hash, sampled)[:16]
         if self.kind == "near-codes":
             config = self.config.evaluation
             return digest(RECIPE, self.kind, self.seed, config.images, config.extractor, self.shared.digests)[:16]

@@ -52,6 +52,11 @@ def step_seed(seed: int, step: int, *part: int) -> int:
     return int(np.random.SeedSequence([seed, step, *part]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def noise_seed(seed: int, draw: int) -> int:
+    """Return the seed of the `draw`-th draw of a seed's noise, of which the seed itself is the first."""
+    return step_seed(seed, draw, 1, 1) if draw else seed
+
+
 def initial_model(config: TrialConfig, codes: Codes, rearrangement: Rearrangement) -> GPT:
     """Return the GPT of (seed): its embedding and output rows are permuted with the codes, all else is alike."""
     torch.manual_seed(config.seed)
@@ -120,7 +125,8 @@ class Training:
         gradient's norm before clipping.
         """
         config, several = self.config, self.fabric.world_size > 1
-        noise = torch.Generator().manual_seed(step_seed(config.seed, step))
+        seed = noise_seed(config.seed, config.train.noise)
+        noise = torch.Generator().manual_seed(step_seed(seed, step))
         dropped = torch.rand(config.train.batch_size, generator=noise)[self.share] < config.model.class_dropout
         labels = torch.where(dropped, self.model.cls_embedding.n_classes, labels)
         weight = cluster_weight(config, step)
@@ -129,7 +135,7 @@ class Training:
             zip(labels.split(self.size), tokens.split(self.size), strict=True), start=1
         ):
             # 1 stands for the augmentations, see `TokenBatches`.
-            self._seed(step_seed(config.seed, step, 1 + self.first_part + part))
+            self._seed(step_seed(seed, step, 1 + self.first_part + part))
             with self.fabric.no_backward_sync(self.objective, enabled=several and part < self.parts):
                 loss, of_part, judged = self.objective(
                     some_labels.to(self.fabric.device),
@@ -247,7 +253,8 @@ def train_gpt(
         first, losses = state["step"], Losses(fabric, state["sums"], state["count"])
 
     on_gpu = fabric.device.type == "cuda"
-    batches = TokenBatches(codes, rearrangement, settings.batch_size, config.seed, training.share).from_step(
+    seed = noise_seed(config.seed, settings.noise)
+    batches = TokenBatches(codes, rearrangement, settings.batch_size, seed, training.share).from_step(
         first, settings.steps, workers=READERS if on_gpu else 0, pin=on_gpu
     )
     judge = Judge(judging, rearrangement, codes.codebook, fabric.device)

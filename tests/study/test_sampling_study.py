@@ -8,7 +8,7 @@ from iar_study.storage import read_json
 from iar_study.study.display import Display
 from iar_study.study.results import load_results
 from iar_study.study.runner import run_study
-from iar_study.study.study import load_profile, load_study
+from iar_study.study.study import Arm, Study, load_profile, load_study
 from tests.study.conftest import make_workspace
 
 SMALL = {
@@ -52,6 +52,27 @@ def test_the_scale_of_the_training_gives_what_the_training_measured(done):
         np.testing.assert_array_equal(wide.loc["baseline, s=2"][metric], trained[metric])
         assert "@80" in metric
     assert (wide.loc["baseline, s=1"]["fd/classifier@80"] != wide.loc["baseline, s=4"]["fd/classifier@80"]).all()
+
+
+def test_other_noise_samples_anew_from_the_same_weights(done, tmp_path):
+    workspace, _ = done
+    profile = load_profile(workspace.experiments, "smoke")
+    arms = (Arm("a", ""), Arm("b", "", {"evaluation.noise": 1}))
+    study = Study("again", "?", ".", "a", arms, kind="sampling")
+    with pytest.MonkeyPatch.context() as patch, Display(quiet=True) as display:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        outcome = run_study(study, profile, workspace, display, seeds=[0], settings=SMALL)
+    assert (outcome.trained, outcome.found) == (1, 1)  # the first is the one of the study of guidance
+    trained = [folder for folder in workspace.trials.iterdir() if (folder / "weights.safetensors").exists()]
+    assert len(trained) == 2
+    results = load_results(workspace, "again")
+    one, other = (results.final[results.final["arm"] == arm].set_index("metric")["value"] for arm in "ab")
+    assert (one != other).any()
+    # The first draw is that of before there were others.
+    assert (
+        one["fd/classifier@80"]
+        == load_results(workspace, "components").final.set_index(["metric", "seed"])["value"]["fd/classifier@80", 0]
+    )
 
 
 def test_a_diverged_training_has_nothing_to_sample_from(done, tmp_path):

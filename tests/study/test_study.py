@@ -84,6 +84,25 @@ def test_an_arm_scales_numbers_of_the_profile():
     assert all((config.seed, config.tokenizer.seed, config.clustering.seed) == (7, 7, 0) for config in configs.values())
 
 
+def test_the_arms_of_noise_change_their_own_source_of_it_alone():
+    base = load_profile(EXPERIMENTS, "full").config
+    study = STUDIES["noise"]
+    own = {arm.name: flatten(arm_config(study, arm, base, seed=3)) for arm in study.arms}
+    changed = {
+        name: {key: own[name][key] for key in own[name] if own[name][key] != own[beside][key]}
+        for name, beside in ((arm.name, study.beside(arm)) for arm in study.arms)
+    }
+    assert changed == {
+        "baseline": {},
+        "sampling": {"evaluation.noise": 1},
+        "training": {"train.noise": 1},
+        "tokenizer": {"tokenizer.seed": 4},
+        "evaluator": {"classifier.seed": 4},
+        "iar": {},
+        "clustering": {"clustering.seed": 4},
+    }
+
+
 def test_an_arm_takes_a_share_of_another_number():
     arm = Arm("a", "", {"tokenizer.codebook_size": 64}, {"clustering.n_clusters": (0.25, "tokenizer.codebook_size")})
     config = arm_config(Study("mine", "", "", "a", (arm,)), arm, TrialConfig(), 0)
@@ -150,7 +169,7 @@ def test_arms_differ_from_what_they_are_compared_with_in_what_the_study_varies_a
             own, other = (flatten(arm_config(study, each, base, seed=0)) for each in (arm, beside))
             differ = {key for key in own if own[key] != other[key]}
             assert study.factor not in differ
-            assert differ <= {"clustering.strategy", "loss.cluster_weight"}
+            assert differ <= {"clustering.strategy", "loss.cluster_weight", *arm.seeded}
 
 
 @pytest.mark.parametrize("study", [s for s in STUDIES.values() if s.factor], ids=lambda s: s.name)

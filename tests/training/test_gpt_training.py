@@ -14,7 +14,7 @@ from iar_study.config import LossConfig, TrainConfig, with_settings
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS
 from iar_study.models.sampling import generate
-from iar_study.training.gpt import initial_model, learning_rate, original_order, train_gpt
+from iar_study.training.gpt import initial_model, learning_rate, noise_seed, original_order, train_gpt
 from iar_study.training.journal import read_journal
 from iar_study.training.progress import Diverged
 from tests.training.small import curves
@@ -80,6 +80,17 @@ def test_arms_start_from_the_same_weights(codes, config):
     a = initial_model(config, codes, WHOLE)
     b = original_order(initial_model(config, codes, CLUSTERS), CLUSTERS)
     assert_same_bits(a, b)
+
+
+def test_other_noise_begins_with_the_same_weights_and_reads_the_images_in_another_order(codes, config, tmp_path):
+    config = with_settings(config, {"train.batch_size": 4, "train.micro_batch": 4, "model.dropout": 0.0})
+    other = with_settings(config, {"train.noise": 1})
+    assert_same_bits(initial_model(config, codes, WHOLE), initial_model(other, codes, WHOLE))
+    a, b = (train_gpt(each, codes, WHOLE, CLUSTERS, tmp_path / str(each.train.noise)) for each in (config, other))
+    assert not torch.equal(a.output.weight, b.output.weight)
+    seeds = [noise_seed(seed, draw) for seed in range(50) for draw in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[::4] == list(range(50))
 
 
 def test_the_cluster_loss_changes_the_training(codes, config, tmp_path):

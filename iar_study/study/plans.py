@@ -1,0 +1,68 @@
+"""What becomes of a plan when its study is run: what the manifest keeps of it, and in what a run departs from it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from hashlib import sha256
+from typing import Any
+
+from iar_study.errors import InputError
+from iar_study.study.study import PLANS, Plan, Study
+from iar_study.study.workspace import Workspace
+
+
+def record(study: Study, workspace: Workspace) -> dict[str, Any] | None:
+    """Return what a manifest keeps of a study's plan: its values, its file and digest, and the commit that brought it.
+
+    The commit and its time are "" where the file is not committed as it is.
+    """
+    if study.plan is None:
+        return None
+    path = workspace.experiments / PLANS / f"{study.name}.py"
+    name = str(path.relative_to(workspace.root))
+    if not path.is_file():
+        raise InputError(f"the plan of study {study.name!r} is not at {name}; put it there")
+    commit, _, committed = _git(workspace, "log", "-1", "--format=%H %cI", "--", name).partition(" ")
+    if _git(workspace, "status", "--porcelain", "--", name):
+        commit = committed = ""
+    known = {"file": name, "digest": sha256(path.read_bytes()).hexdigest(), "commit": commit, "committed": committed}
+    return {**asdict(study.plan), **known}
+
+
+def _git(workspace: Workspace, *words: str) -> str:
+    """Return what git says, "" where there is none or no repository."""
+    try:
+        said = subprocess.run(["git", "-C", str(workspace.root), *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""
+
+
+def plan_of(recorded: Mapping[str, Any]) -> Plan:
+    """Return the plan that a manifest recorded."""
+    of_json: dict[str, Any] = {}
+    for key, value in recorded.items():
+        of_json[key] = tuple(value) if isinstance(value, list) else value
+    return Plan(**{field.name: of_json[field.name] for field in fields(Plan)})
+
+
+def departures(
+    recorded: Mapping[str, Any], profile: str, settings: Mapping[str, str], older: Sequence[str]
+) -> list[str]:
+    """Return in what a run is not the one that was planned; empty where it is.
+
+    older : names of the trials that began before the plan was committed.
+    """
+    found = []
+    if not recorded["commit"]:
+        found.append(f"{recorded['file']} was not committed as it was run")
+    if profile != recorded["profile"]:
+        found.append(f"it was run at {profile}, the plan is for {recorded['profile']}")
+    if settings:
+        found.append("settings were changed: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
+    if older:
+        more = f" and {len(older) - 3} more" if len(older) > 3 else ""
+        found.append(f"older than the plan: {', '.join(older[:3])}{more}")
+    return found
