@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,6 +23,7 @@ from iar_study.storage import load_arrays
 from iar_study.study.plan import GPUS
 from iar_study.study.status import counted, status_of
 from iar_study.study.study import load_profiles, load_studies, load_study
+from tests import forked
 from tests.study.conftest import make_workspace
 
 
@@ -112,17 +115,23 @@ def test_an_unwritable_folder_is_one_line_and_exit_code_2(workspace, capsys):
     assert "cannot write" in capsys.readouterr().err.splitlines()[-1]
 
 
+def on_a_full_disk(told, *given):
+    with open(told, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    sys.exit(main(list(given)))
+
+
 def test_a_full_disk_is_one_line_and_exit_code_2(workspace):
     """A file-size limit is what a full disk looks like to a process: the write fails half-way."""
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from iar_study.cli import main; sys.exit(main(sys.argv[1:]))"
+    told = workspace.root / "told"
+    process = forked.start(
+        on_a_full_disk, told, "run", "components", "--profile", "smoke", "--set", "tokenizer.steps=20"
     )
-    command = [sys.executable, "-c", script, "run", "components", "--profile", "smoke", "--set", "tokenizer.steps=20"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=workspace.root)
-    assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr.strip().splitlines()[-1]
+    process.join()
+    assert process.exitcode == 2, told.read_text()
+    assert "cannot write" in told.read_text().strip().splitlines()[-1]
     assert not any((workspace.root / "runs").rglob("*.safetensors"))
     assert not any((workspace.root / "runs").rglob("*.tmp"))
 
@@ -285,7 +294,7 @@ def three_studies(workspace, monkeypatch):
 
 
 def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(three_studies, capsys):
-    given = ["run", "all", "--profile", "smoke", "--seeds", "0", "--set", *TINY]
+    given = ["run", "all", "--executor", "here", "--profile", "smoke", "--seeds", "0", "--set", *TINY]
     before = {str(path): path.stat().st_mtime_ns for path in three_studies.root.rglob("*.py")}
     assert main([*given, "--dry-run"]) == 1
     shown = capsys.readouterr()
@@ -314,7 +323,8 @@ def test_run_all_runs_every_study_though_one_fails_and_trains_equal_trials_once(
 
 
 def test_a_study_whose_trials_diverge_does_not_end_as_a_success(three_studies, capsys):
-    given = ["run", "a", "--profile", "smoke", "--seeds", "0", "--set", *TINY, "train.lr=1e30", "train.warmup_steps=0"]
+    given = ["run", "a", "--executor", "here", "--profile", "smoke", "--seeds", "0"]
+    given += ["--set", *TINY, "train.lr=1e30", "train.warmup_steps=0"]
     report = str(three_studies.reports / "a" / "index.html")
     assert main(given) == 1
     shown = capsys.readouterr()
@@ -334,7 +344,7 @@ def test_a_study_whose_trials_diverge_does_not_end_as_a_success(three_studies, c
 
 
 def test_compare_tells_by_its_exit_code_whether_two_stores_agree(three_studies, capsys):
-    assert main(["run", "a", "--profile", "smoke", "--seeds", "0", "--set", *TINY]) == 0
+    assert main(["run", "a", "--executor", "here", "--profile", "smoke", "--seeds", "0", "--set", *TINY]) == 0
     shutil.copytree(three_studies.root / "runs", "other/runs")
     capsys.readouterr()
     assert main(["compare", ".", "other", "a"]) == 0

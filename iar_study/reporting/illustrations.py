@@ -268,6 +268,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         picture = picture.convert("L")
     picture.save(folder / f"{name}.png", optimize=True)
     if is_chart:
+        figure.set_layout_engine("none")  # the places found for the PNG; to find them again takes as long as to draw
         with mpl.rc_context({"svg.hashsalt": SALT, "svg.fonttype": "path"}):
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         _round(folder / f"{name}.svg")

@@ -74,13 +74,20 @@ def shown(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [told for told in verdicts if told.claim.kind != "exploratory" or told.answer != "not tested"]
 
 
-def in_short(verdicts: Sequence[Verdict]) -> str:
-    """Answer the question of a study by the first of its claims that were tested; "" where none was."""
+def in_short(verdicts: Sequence[Verdict], results: Results) -> str:
+    """Answer the question of a study by the first of its claims that were tested; without any, by what its arms move.
+
+    "" where neither can be told.
+    """
     tested = [told for told in verdicts if told.answer not in ("not tested", "cannot be asked")]
     for kind in ("effect", "exploratory", "observation"):
         for told in tested:
             if told.claim.kind == kind:
                 return f"In short: {told.claim.name}: {told.answer} ({told.evidence})."
+    for table in [] if verdicts else design_tables(results)[:1]:
+        moved = ", ".join(f"{row['arm']} {row['spread']}" for row in table["rows"])
+        pairs = "arm and baseline of the same seed"
+        return f"In short: {table['about'].label} of {pairs} differs by this much (standard deviation): {moved}."
     return ""
 
 
@@ -125,7 +132,7 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "results": results,
         "conclusion": conclusion(results),
         "colors": {arm: to_hex(color) for arm, color in figures.arm_colors(results).items()},
-        "in_short": in_short(verdicts),
+        "in_short": in_short(verdicts, results),
         "premise": premise(results),
         "plan": plan_table(results),
         "verdicts": [{**row, "comparisons": comparisons_shown(row["rows"])} for row in verdict_rows(verdicts)],

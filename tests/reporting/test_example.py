@@ -26,6 +26,8 @@ locked = pytest.mark.skipif(
 
 EXAMPLES = sorted(path.parent for path in (ROOT.root / "reports").glob("example*/results.tar.xz"))
 REPORTS = [page.parent for example in EXAMPLES for page in sorted(example.glob("*/results.csv"))]
+QUICK = ("components", "code-distance", "guidance", "model-scale")
+"""Each kind of study, and one with a factor; the others are written by the same code, and `make slow` compares them."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,11 @@ def stores():
 
 
 @locked
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: f"{report.parent.name}/{report.name}")
+@pytest.mark.parametrize(
+    "report",
+    [pytest.param(report, marks=[] if report.name in QUICK else pytest.mark.slow) for report in REPORTS],
+    ids=lambda report: f"{report.parent.name}/{report.name}",
+)
 def test_a_committed_report_is_what_the_committed_results_give(report, stores):
     assert check_site(stores[report.parent], [report.name], report.parent, load_claims(ROOT.experiments)) == []
 

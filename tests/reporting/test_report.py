@@ -20,7 +20,7 @@ from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
 from iar_study.reporting.unchanged import ABOUT
 from iar_study.study.claims import judge
-from iar_study.study.rules import Better
+from iar_study.study.rules import Better, percent
 from iar_study.study.status import Status
 from tests.reporting.made_up import (
     ANSWERS,
@@ -196,11 +196,15 @@ def test_conclusion_without_headline_metric(results):
     assert "FD was not measured; token NLL is better" in said
 
 
-def test_a_page_first_answers_its_question(report, page, verdicts, build, tmp_path):
-    said = in_short(verdicts)
+def test_a_page_first_answers_its_question(page, verdicts, results):
+    said = in_short(verdicts, results)
     assert said == f"In short: iar helps: better ({verdicts[0].evidence})."
     assert page.words.index(said) < page.words.index("On fashion-mnist (28 x 28 pixels;")
-    assert in_short(verdicts[3:]) == ""  # not tested, and an identity
+    assert in_short(verdicts[3:], results) == ""  # not tested, and an identity
+    logs = np.log(values_of(results, FD, "iar") / values_of(results, FD, "baseline"))
+    moved = in_short([], results)
+    assert moved.startswith("In short: FD of arm and baseline of the same seed differs by this much")
+    assert f", iar {percent(logs.std(ddof=1)).lstrip('+')}" in moved
 
 
 def test_conclusion_of_a_lone_baseline(results):

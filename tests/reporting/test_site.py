@@ -221,8 +221,8 @@ from iar_study.reporting.report import write_report
 from iar_study.reporting.site import write_index
 from iar_study.study.claims import judge
 from tests.reporting.conftest import make_results
-from tests.reporting.made_up import CLAIMS
-results = make_results()
+from tests.reporting.made_up import CLAIMS, light
+results = light(make_results())
 folder = Path(sys.argv[1])
 write_report(results, folder, judge(CLAIMS, results))
 write_index(folder, CLAIMS)

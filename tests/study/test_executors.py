@@ -200,7 +200,7 @@ def test_what_a_worker_prints_goes_to_the_log_of_its_trial(prepared, undisturbed
     assert_same(prepared, undisturbed)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
 def test_sigkills_of_workers_and_of_the_runner_cost_no_bit(kills, prepared, undisturbed, tmp_path):
     chance = random.Random(kills)
     killed = {"runner": 0, "worker": 0}

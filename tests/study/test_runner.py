@@ -336,7 +336,9 @@ def command(told: Path, *given: str) -> None:
     sys.exit(main(list(given)))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_saves_its_trials_says_one_line_and_goes_on(number, code, done, workspace, monkeypatch):
     """The signal reaches the runner alone, as from a batch system; it passes it on to its workers."""
     workspace.cache.parent.mkdir()

@@ -30,10 +30,11 @@ SHORT: dict[str, Any] = {
     "evaluation.samples": 40,
     "evaluation.sampled_times": 1,
 }
-"""What is cut down of the profile, beside one seed in place of two, so that all of it takes a minute of one core: this
-sees that everything runs, and no more."""
+"""What is cut down of the profile, beside one seed in place of two: this sees that everything runs, and no more."""
 
 STUDIES = load_studies(ROOT / "experiments")
+QUICK = ("components", "code-distance", "guidance", "codebook-size", "confirm")
+"""One of each kind, one whose arms differ in size, and one with a plan; the others are like these."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,11 @@ def promised(study: Study) -> set[str]:
     return sampled | ({name for name in METRICS if name.startswith("val/")} if study.kind == "training" else set())
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize(
+    "study",
+    [pytest.param(study, marks=[] if name in QUICK else pytest.mark.slow) for name, study in STUDIES.items()],
+    ids=STUDIES,
+)
 def test_every_study_runs_to_its_report(
     study: Study, shared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert len(list((folder / "checkpoints").iterdir())) == 4  # no file of a killed process is left beside the two
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_sigkills_at_random_moments_cost_no_bit(kills, tmp_path, undisturbed):
     """A third of them while a checkpoint is written, a third during evaluation, a third at any time."""
     chance = random.Random(kills)
