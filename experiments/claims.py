@@ -169,8 +169,8 @@ CLAIMS = [
         "confirm",
         Planned(),
         Past("2026-11-27", after_data=False),
-        "Speaks of the data, model size and training of the plan alone, in the features of small classifiers. Its draws "
-        "of tokenizer, classifier and clusterings are in the interval.",
+        "Speaks of the data, model size and training of the plan alone, in the features of small classifiers. Its "
+        "draws of tokenizer, classifier and clusterings are in the interval.",
         alternatives=CONTROLS[:1],
     ),
     Claim(

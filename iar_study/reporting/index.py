@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from iar_study.reporting.pages import GENERATOR, as_json, templates
 from iar_study.reporting.paper import write_paper_page
 from iar_study.reporting.tables import comparisons_shown, verdict_rows
 from iar_study.reporting.unchanged import ABOUT, CODEBOOK, PAPER, index_about
-from iar_study.storage import write_text
+from iar_study.storage import read_json, write_text
 from iar_study.study import published
 from iar_study.study.claims import Claim, counted, judge_all
+from iar_study.study.results import trials_in_words
 from iar_study.study.rules import Row, percent
 from iar_study.study.statistics import MARGIN, Effect
 
@@ -64,6 +65,7 @@ def write_index(folder: Path, claims: Sequence[Claim] = ()) -> Path:
     context = {
         "answer": answer(verdicts, premises),
         "figure": figure,
+        "effort": trials_in_words(_trials(folder, names)),
         "boxes": [(text, [row for row in verdicts if row["kind"] == kind]) for kind, text in BOXES.items()],
         "reports": found,
         "verdicts": verdicts,
@@ -226,6 +228,12 @@ def _reports(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, st
                 own = rows[rows["study"] == page.parent.name].to_dict("records")
                 judged |= {row["claim"]: {**row, "link": link} for row in own}
     return found, judged, premises
+
+
+def _trials(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the trials that these reports tell of; none of one from before trials told how long they took."""
+    paths = [path for name in sorted(names) if (path := folder / name / "trials.json").exists()]
+    return [trial for path in paths for trial in read_json(path)["trials"] if "seconds" in trial]
 
 
 class _Head(HTMLParser):

@@ -26,8 +26,8 @@ def registry_text(
         for study, estimate in zip(studies, each, strict=True)
     ]
     rows.append(["all", f"{total.trials}", _time(total), "equal trials once"])
-    plans = [
-        [study.name, f"{study.plan.looks[-1]} pairs", study.plan.profile, study.question]
+    rows += [
+        [study.name, f"{study.plan.looks[-1]} pairs", f"plan, {study.plan.profile}", study.question]
         for study in planned
         if study.plan
     ]
@@ -37,8 +37,6 @@ def registry_text(
             *_fitted([["study", "trials", f"at {profile.name}", "question"], *rows]),
             *_wrapped(_told(total)),
             "",
-            *(_fitted([["plan", "at most", "at", "question"], *plans]) if plans else ()),
-            *([""] if plans else ()),
             *_fitted([["profile", "seeds", "what it is"], *seeds]),
             "",
             "iar-study list STUDY tells its claim and its arms.",

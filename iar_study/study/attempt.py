@@ -282,6 +282,16 @@ def code_version() -> tuple[str, bool]:
     return commit.stdout.strip() or "unknown", bool(status.stdout.strip())
 
 
+def _processor() -> str:
+    """Return the name of the processor, or "" where the system does not tell."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def environment() -> dict[str, str]:
     """Return what the numbers were computed with: machine, Python and the libraries that touch them."""
     libraries = {"torch", "lightning-fabric", "numpy", "numba", "scipy", "scikit-learn", "mlflow"}
@@ -291,5 +301,6 @@ def environment() -> dict[str, str]:
         "system": platform.platform(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
         **{name: installed[name] for name in sorted(libraries & installed.keys())},
     }

@@ -52,10 +52,12 @@ class Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Show that `done` of `total` steps of `what` are done."""
+        """Show that `done` of `total` steps of `what` are done; after its end another one of that name may begin."""
         if self._bars:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total, detail=detail)
+            elif self._bars.tasks[self._tasks[what]].finished and done < total:
+                self._bars.reset(self._tasks[what], total=total)
             self._bars.update(self._tasks[what], completed=done, total=total, detail=detail)
             return
         now = time.monotonic()
@@ -64,6 +66,8 @@ class Display:
         if done < total and (soon or total == 1):
             return
         self._shown[what] = now
+        if done >= total:
+            del self._started[what], self._shown[what]
         spent, steps = now - started, done - first
         if done >= total:
             timing = f"done in {spent:.0f} s" if spent >= 1 else "done"

@@ -35,6 +35,10 @@ PREMISE = {"near/ssim": 0.98, "near/class_agreement": 0.98}
 """What near codes have to keep, by two yardsticks, for the method to have a premise: within 2% of the true tokens."""
 
 
+PAUSE = 20
+"""Times the usual time between two points of a journal from which on it was interrupted. Sampling takes some."""
+
+
 @dataclass(frozen=True, eq=False)  # frames and arrays have no plain equality
 class Results:
     """What a study found.
@@ -61,7 +65,8 @@ class Results:
     beside : arm -> the arm that it is compared with, for arms whose that is not `baseline`; a baseline of its own names
         itself.
     trials : one dict per trial that has ended: arm, seed, trial, run_id, page (address of its run, "" without a
-        server), status, and what trial.json says of it: config, inputs, data, code, environment, parameters.
+        server), status, seconds (from its first point to its last, interruptions left out), and what trial.json says
+        of it: config, inputs, data, code, environment, parameters.
     data : the data set, as a trial's config names it.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
@@ -203,7 +208,8 @@ def load_results(workspace: Workspace, study: str) -> Results:
             own = read_record(folder)
             page = f"{manifest['page']}/{trial['run_id']}" if manifest["page"] and trial["run_id"] else ""
             said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment", "parameters")}
-            ended.append({**key, "run_id": trial["run_id"], "page": page, "status": result["status"], **said})
+            told = {"page": page, "status": result["status"], "seconds": _seconds(journal)}
+            ended.append({**key, "run_id": trial["run_id"], **told, **said})
             if not about or (trial["arm"] == manifest["baseline"] != about["arm"]):
                 about = {**own, "arm": trial["arm"]}
             if manifest["factor"]:
@@ -251,6 +257,12 @@ def load_results(workspace: Workspace, study: str) -> Results:
         plan=manifest.get("plan"),
         departures=_departures(manifest, workspace),
     )
+
+
+def _seconds(journal: list[dict[str, Any]]) -> float:
+    """Return how long the steps between the points of a journal took; a gap of many times the usual is a pause."""
+    gaps = np.diff([point["time_ms"] for point in journal]) / 1000
+    return float(np.minimum(gaps, PAUSE * np.median(gaps)).clip(0).sum()) if gaps.size else 0.0
 
 
 def _departures(manifest: dict[str, Any], workspace: Workspace) -> tuple[str, ...]:
@@ -347,6 +359,7 @@ def _scale(
         **_quality(about, tokenizers),
         **(replacing if kind == "near-codes" else training),
         "seeds": ", ".join(map(str, seeds)) + _shared_by_seeds(ended),
+        "trials": trials_in_words(ended),
         "computed in": f"{config['compute.precision']} on {config['compute.device']}, {threads} a trial"
         f"{', compiled' if config['compute.compile'] else ''}",
         "code": _each(_code(trial["code"]) for trial in ended),
@@ -361,6 +374,18 @@ def _shared_by_seeds(ended: list[dict[str, Any]]) -> str:
     made = {(trial["config"]["tokenizer.codebook_size"], trial["inputs"]["tokenizer"]) for trial in ended}
     several = len(made) > len({size for size, _ in made})
     return "; another tokenizer for each" if several else "; the same tokenizer for all"
+
+
+def trials_in_words(trials: Iterable[dict[str, Any]]) -> str:
+    """Say how many trials there are, each once, how long they took together, and on which processors."""
+    distinct = {trial["trial"]: trial for trial in trials}.values()
+    hours = sum(trial["seconds"] for trial in distinct) / 3600
+    on = _each(_machine(trial["environment"]) for trial in distinct)
+    return f"{len(distinct):,}, {hours:.1f} hours of them together, on {on}"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return f"{environment.get('processor') or environment['machine']} ({environment['cpu_capability']})"
 
 
 def _code(code: dict[str, Any]) -> str:

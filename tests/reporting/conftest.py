@@ -86,6 +86,7 @@ def make_results(
     trials = [
         {
             **{"arm": arm, "seed": seed, "trial": trial, "run_id": run_id, "page": "", "status": "finished"},
+            "seconds": 90.0,
             "config": {"train.steps": 500, "loss.cluster_weight": float(index > 1), "seed": seed},
             "inputs": {"codes": "c0de" * 16},
             "data": {"name": "fashion-mnist", "digest": "da7a" * 16},

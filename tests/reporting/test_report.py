@@ -203,7 +203,7 @@ def test_a_page_first_answers_its_question(page, verdicts, results):
     assert in_short(verdicts[3:], results) == ""  # not tested, and an identity
     logs = np.log(values_of(results, FD, "iar") / values_of(results, FD, "baseline"))
     moved = in_short([], results)
-    assert moved.startswith("In short: FD of arm and baseline of the same seed differs by this much")
+    assert moved.startswith("In short: FD (classifier, 2k) of arm and baseline of the same seed differs by this much")
     assert f", iar {percent(logs.std(ddof=1)).lstrip('+')}" in moved
 
 

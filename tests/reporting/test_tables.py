@@ -10,7 +10,9 @@ from scipy import stats
 from iar_study.evaluation.metrics import Metric
 from iar_study.reporting import tables
 from iar_study.reporting.report import write_report
+from iar_study.study.rules import percent
 from iar_study.study.statistics import power
+from tests.reporting.made_up import values_of
 from tests.reporting.pages import Page, rendered
 
 FD, NLL = "fd/classifier@2k", "val/token_nll"
@@ -213,10 +215,24 @@ def test_the_design_stands_in_both_pages(results, tmp_path):
         assert len(shown) == 2
         for rows, design in zip(shown, designs, strict=True):
             seeds = ["seed 0", "seed 1", "seed 2"]
-            assert rows[0] == ["arm", *seeds, "mean", "95%", "without one pair", "p", "could be seen from", "finding"]
-            told = ("difference", "interval", "without_one", "p", "detectable", "finding")
+            columns = ["spread", "mean", "95%", "without one pair", "p", "could be seen from", "finding"]
+            assert rows[0] == ["arm", *seeds, *columns]
+            told = ("spread", "difference", "interval", "without_one", "p", "detectable", "finding")
             assert rows[1:] == [[row["arm"], *row["pairs"], *(row[key] for key in told)] for row in design["rows"]]
         assert "find in 80% of studies" in page.words
+
+
+def test_the_pairs_of_many_seeds_stand_in_one_cell(build, tmp_path):
+    results = build(seeds=tuple(range(12)), arms={"baseline": "", "iar": ""})
+    design, *_ = tables.design_tables(results)
+    logs = np.log(values_of(results, FD, "iar") / values_of(results, FD, "baseline"))
+    (row,) = design["rows"]
+    assert row["pairs"] == [percent(value) for value in logs]
+    assert row["spread"] == percent(logs.std(ddof=1)).lstrip("+")
+    for page in both_pages(bare(results, curves=results.curves[:0]), tmp_path):
+        shown, *_ = page.under("What these seeds can and cannot show")
+        assert shown[0][1:3] == ["pairs", "spread"]
+        assert shown[1][1] == ", ".join(row["pairs"])
 
 
 def test_the_design_leaves_out_what_has_no_pairs(build, results):

@@ -30,3 +30,32 @@ def test_lines_are_shown_as_they_are(capsys):
     with Display() as shown:
         shown.say("[red]brackets[/red] and " + "long " * 40)
     assert capsys.readouterr().err.strip() == ("[red]brackets[/red] and " + "long " * 40).strip()
+
+
+def test_another_task_of_the_same_name_begins_anew(capsys, monkeypatch):
+    """As when a study trains several tokenizers."""
+    clock = iter([0.0, 40.0, 100.0, 120.0, 140.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    with Display() as shown:
+        for done in (0, 100, 0, 50, 100):
+            shown.update("training", done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 0/100",
+        "training: 100/100  done in 40 s",
+        "training: 0/100",
+        "training: 50/100  about 20 s left",
+        "training: 100/100  done in 40 s",
+    ]
+
+
+def test_so_does_its_bar(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as of a terminal
+    with Display() as shown:
+        for done in (0, 100):
+            shown.update("training", done, 100)
+        (bar,) = shown._bars.tasks
+        first = bar.start_time
+        assert bar.finished
+        shown.update("training", 20, 100)
+        assert (bar.finished, bar.completed) == (False, 20)
+        assert bar.start_time > first
