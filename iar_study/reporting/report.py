@@ -96,7 +96,7 @@ def premise(results: Results) -> str:
     if not results.premise:
         return (
             "Premise not asked: whether near codes look alike was not measured of this tokenizer. "
-            "`iar-study run code-distance` with the same profile tells."
+            "The study code-distance with the same profile and seeds tells."
         )
     met = all(results.premise[key] >= least for key, least in PREMISE.items())
     ssim, kept = (results.premise[key] for key in PREMISE)
