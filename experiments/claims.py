@@ -4,8 +4,8 @@
 results were known: what they say of these is exploratory, whatever it is. A run with new seeds under a plan is a test.
 """
 
-from iar_study.study.claims import Alternative, Claim, Past
-from iar_study.study.rules import (
+from iar_study.evidence.claims import Alternative, Claim, Past
+from iar_study.evidence.rules import (
     Above,
     AmongBest,
     Better,

@@ -83,7 +83,7 @@ def _warnings_in_log() -> Iterator[None]:
     def write(
         message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
-        from iar_study.study.workspace import Workspace
+        from iar_study.pipeline.workspace import Workspace
 
         told = warnings.formatwarning(message, category, filename, lineno, line)
         with suppress(InputError, OSError), open(Workspace.find().warnings, "a", encoding="utf-8") as log:
@@ -417,10 +417,10 @@ def _add_orders(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from iar_study.reporting.listing import registry_text, study_text
-    from iar_study.study.estimate import estimate
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.reporting.registry_text import registry_text, study_text
+    from iar_study.running.estimate import estimate
     from iar_study.study.study import load_profile, load_profiles, load_studies, load_study
-    from iar_study.study.workspace import Workspace
 
     workspace = Workspace.find()
     profile = load_profile(workspace.experiments, arguments.profile)
@@ -436,8 +436,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from iar_study.pipeline.workspace import Workspace
     from iar_study.study.study import load_profile, load_studies, load_study
-    from iar_study.study.workspace import Workspace
 
     workspace, every = Workspace.find(), arguments.study == "all"
     if every:
@@ -488,8 +488,8 @@ def _until_decided(
         _unfit(arguments, [study], profile, settings)
         if code := _run_study(arguments, study, profile, settings, workspace):
             return code
-        from iar_study.study.results import load_results
-        from iar_study.study.rules import planned_looks
+        from iar_study.evidence.results import load_results
+        from iar_study.evidence.rules import planned_looks
 
         looks = planned_looks(load_results(workspace, study.name))
         finding = looks[-1].finding
@@ -543,8 +543,8 @@ def _one_line(error: Exception) -> str:
 def _dry_run(
     arguments: argparse.Namespace, studies: list[Any], profile: Any, settings: dict[str, Any], workspace: Any
 ) -> int:
-    from iar_study.reporting.dry_run import dry_run_text
-    from iar_study.study.dry_run import look
+    from iar_study.reporting.dry_run_text import dry_run_text
+    from iar_study.running.dry_run import look
 
     known: dict[Any, str] = {}
     found, failed = [], False
@@ -575,8 +575,8 @@ def _run_study(
     arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
 ) -> int:
     from iar_study.reporting.provisional import Provisional
-    from iar_study.study.display import Display
-    from iar_study.study.runner import run_study
+    from iar_study.running.display import Display
+    from iar_study.running.runner import run_study
 
     first = _is_first()
     with Display(quiet=not first) as display, Provisional(study.name, workspace) as write_provisional:
@@ -613,17 +613,17 @@ def _run_study(
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from iar_study.reporting.plan import plan_text
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.reporting.needs_text import needs_text
+    from iar_study.running.needs import find_needs
     from iar_study.study.checks import check_effects
-    from iar_study.study.plan import make_plan
     from iar_study.study.study import load_profile, load_study
-    from iar_study.study.workspace import Workspace
 
     workspace, settings = Workspace.find(), _settings(arguments)
     study = load_study(workspace.experiments, arguments.study)
     profile = load_profile(workspace.experiments, _profile(arguments, study))
     check_effects([study], profile, arguments.arms, settings, arguments.gpus)
-    plan = make_plan(
+    plan = find_needs(
         study,
         profile,
         workspace,
@@ -634,7 +634,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         gpus=arguments.gpus,
         utilisation=arguments.utilisation,
     )
-    print(plan.as_json() if arguments.json else plan_text(plan))
+    print(plan.as_json() if arguments.json else needs_text(plan))
     return 0
 
 
@@ -657,14 +657,14 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.workspace import Workspace
 
     workspace, path = Workspace.find(), arguments.csv or arguments.parquet
     if arguments.curves and not path:
         raise InputError("--curves is for a tidy table: give --csv F or --parquet F too")
 
-    from iar_study.reporting.results import export_results, results_text
-    from iar_study.study.results import load_results
+    from iar_study.evidence.results import load_results
+    from iar_study.reporting.results_text import export_results, results_text
 
     results = load_results(workspace, arguments.study)
     if not path:
@@ -679,12 +679,12 @@ def _results(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.reporting.compare import comparison_text, export_comparison
+    from iar_study.evidence.claims import load_claims
+    from iar_study.evidence.comparison import compare_stores
+    from iar_study.evidence.export import open_store
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.reporting.comparison_text import comparison_text, export_comparison
     from iar_study.reporting.tables import HEADLINE
-    from iar_study.study.claims import load_claims
-    from iar_study.study.comparison import compare_stores
-    from iar_study.study.export import open_store
-    from iar_study.study.workspace import Workspace
 
     claims = load_claims(Workspace.find().experiments)
     with open_store(Path(arguments.a)) as a, open_store(Path(arguments.b)) as b:
@@ -699,9 +699,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    from iar_study.reporting.cache import cache_text, counted, product_text, unused_text
-    from iar_study.study.cache import find_product, list_cache, prune, unused
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.cache import find_product, list_cache, prune, unused
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.reporting.cache_text import cache_text, counted, product_text, unused_text
 
     workspace = Workspace.find()
     if arguments.yes and not arguments.prune:
@@ -723,7 +723,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.study.workspace import Workspace, studies_run
+    from iar_study.pipeline.workspace import Workspace, studies_run
 
     workspace = Workspace.find()
     name = None if arguments.study in (None, "all") else arguments.study
@@ -735,9 +735,9 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.store:
         studies_run(workspace, name)  # before anything slow is imported
 
+    from iar_study.evidence.export import open_store
     from iar_study.reporting.unchanged import write_changed
-    from iar_study.study.export import open_store
-    from iar_study.study.status import counted
+    from iar_study.running.status import counted
 
     with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
         studies = studies_run(store, name)
@@ -745,8 +745,8 @@ def _report(arguments: argparse.Namespace) -> int:
             for page in write_changed(store, studies, folder, workspace.experiments):
                 print(page, flush=True)
             return 0
+        from iar_study.evidence.claims import load_claims
         from iar_study.reporting.site import check_site, watch
-        from iar_study.study.claims import load_claims
 
         claims = load_claims(workspace.experiments)
         if arguments.check:
@@ -763,8 +763,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.study.export import export
-    from iar_study.study.workspace import Workspace, studies_run
+    from iar_study.evidence.export import export
+    from iar_study.pipeline.workspace import Workspace, studies_run
 
     workspace = Workspace.find()
     studies = arguments.studies or studies_run(workspace)
@@ -777,8 +777,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.study.export import take_in
-    from iar_study.study.workspace import Workspace
+    from iar_study.evidence.export import take_in
+    from iar_study.pipeline.workspace import Workspace
 
     workspace = Workspace.find()
     new, had = take_in(Path(arguments.store), workspace)
@@ -789,9 +789,9 @@ def _import(arguments: argparse.Namespace) -> int:
 def _export_samples(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.study.display import Display
-    from iar_study.study.samples import export_samples
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.running.display import Display
+    from iar_study.running.samples import export_samples
 
     workspace = Workspace.find()
     with Display() as display:
@@ -803,9 +803,9 @@ def _export_samples(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.study.display import Display
-    from iar_study.study.samples import evaluate_samples
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.running.display import Display
+    from iar_study.running.samples import evaluate_samples
 
     workspace = Workspace.find()
     with Display() as display:
@@ -826,7 +826,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from iar_study.data.encoding import extract_codes, load_tokenizer
-    from iar_study.study.display import Display
+    from iar_study.running.display import Display
 
     folder = Path(arguments.output)
     with Display() as display:
@@ -851,7 +851,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from iar_study.data.llamagen_codes import pack_codes
-    from iar_study.study.display import Display
+    from iar_study.running.display import Display
 
     with Display() as display:
         packed = pack_codes(
@@ -872,7 +872,7 @@ def _rearrange(arguments: argparse.Namespace) -> int:
 
     from iar_study.codebook import Codebook
     from iar_study.codebook.analysis import rearrange
-    from iar_study.study.display import Display
+    from iar_study.running.display import Display
 
     output = Path(arguments.output)
     if output.suffix not in (".safetensors", ".pt"):
@@ -892,7 +892,7 @@ def _rearrange(arguments: argparse.Namespace) -> int:
     print(table(facts))
     print(f"written to {output}")
     if arguments.checkpoint:
-        from iar_study.models.vq import save_rearranged
+        from iar_study.tokenizers.vq import save_rearranged
 
         save_rearranged(Path(arguments.codebook), arranged.order, Path(arguments.checkpoint))
         print(f"tokenizer with rearranged codes written to {arguments.checkpoint}")
@@ -905,7 +905,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from iar_study.codebook import STRATEGIES, Codebook
     from iar_study.codebook.analysis import compare_strategies, judge, load_tokens, summary
     from iar_study.codebook.rearrangement import load_rearrangement
-    from iar_study.study.display import Display
+    from iar_study.running.display import Display
 
     codebook = Codebook.load(Path(arguments.codebook), arguments.lookup, arguments.tensor)
     print(codebook.source)
@@ -940,8 +940,8 @@ def table(facts: Any) -> str:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from iar_study.study.tracking import StoreError, fill_in
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.tracking.tracker import StoreError, fill_in
 
     try:
         filled = fill_in(Workspace.find(), arguments.study)
@@ -955,8 +955,8 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from iar_study.study.store import check_store, store_uri
-    from iar_study.study.workspace import Workspace
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.tracking.store import check_store, store_uri
 
     workspace = Workspace.find()
     check_store(store_uri(workspace))
@@ -968,7 +968,7 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from iar_study.study.doctor import examine
+    from iar_study.running.doctor import examine
 
     findings = examine(arguments.data)
     for finding in findings:

@@ -1,9 +1,13 @@
-"""One thread for torch in every test: the same bits on every machine, and tests side by side do not slow each other."""
+"""One thread for torch in every test: the same bits everywhere, and tests side by side do not slow each other."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from iar_study import storage
+from iar_study.pipeline.workspace import Workspace
+from tests.workspaces import make_workspace
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,3 +20,10 @@ def keeping_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a computation has so far is kept at every chance, and not about once a second."""
     monkeypatch.setattr(storage, "EVERY_S", 0.0)
     monkeypatch.setattr(storage, "SHARE", 0)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return make_workspace(tmp_path)

@@ -16,7 +16,7 @@ def start(target: Callable[..., Any], *args: Any, **environment: str) -> multipr
     SIGINT is heard there, whatever whoever started the tests ignores.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iar_study.study.runner", "iar_study.training.gpt", "pytest"])
+    context.set_forkserver_preload(["iar_study.running.runner", "iar_study.training.train_gpt", "pytest"])
     process = context.Process(target=_run, args=(target, args, {**os.environ, **environment}, Path.cwd()))
     process.start()
     return process

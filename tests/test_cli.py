@@ -19,12 +19,12 @@ from iar_study.codebook import ORDERINGS, STRATEGIES, Codebook, Rearrangement
 from iar_study.codebook.rearrangement import load_rearrangement
 from iar_study.data import fashion_mnist
 from iar_study.data.llamagen_codes import open_codes
+from iar_study.running.needs import GPUS
+from iar_study.running.status import counted, status_of
 from iar_study.storage import load_arrays
-from iar_study.study.plan import GPUS
-from iar_study.study.status import counted, status_of
 from iar_study.study.study import load_profiles, load_studies, load_study
 from tests import forked
-from tests.study.conftest import make_workspace
+from tests.workspaces import make_workspace
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_rearrange_writes_what_the_package_reads(codebook, tmp_path, capsys):
 
 
 def test_rearrange_writes_the_tokenizer_in_the_new_order(tmp_path):
-    from iar_study.models.vq import VQConfig, VQModel
+    from iar_study.tokenizers.vq import VQConfig, VQModel
 
     source, destination = tmp_path / "vq.pt", tmp_path / "rearranged.pt"
     model = VQModel(VQConfig(multipliers=(1, 1), channels=32, z_channels=32, codebook_size=64, code_dim=4)).eval()

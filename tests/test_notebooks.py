@@ -6,11 +6,11 @@ from pathlib import Path
 import papermill
 import pytest
 
-from iar_study.study.display import Display
-from iar_study.study.runner import run_study
+from iar_study.pipeline.workspace import Workspace
+from iar_study.running.display import Display
+from iar_study.running.runner import run_study
 from iar_study.study.study import load_profile, load_study
-from iar_study.study.workspace import Workspace
-from tests.study.conftest import make_workspace
+from tests.workspaces import make_workspace
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SMALL = {

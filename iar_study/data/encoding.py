@@ -23,9 +23,9 @@ from iar_study.data.folder import Split, list_folder, read_picture
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
 from iar_study.errors import InputError
-from iar_study.models.patch_vq import PatchVQ
-from iar_study.models.vq import Tokenizer, VQModel, to_float
 from iar_study.storage import digest
+from iar_study.tokenizers.patch_vq import PatchVQ
+from iar_study.tokenizers.vq import Tokenizer, VQModel, to_float
 
 Augmentation = Literal["ten-crop", "flip", "none"]
 COUNTS: dict[Augmentation, int] = {"ten-crop": 10, "flip": 2, "none": 1}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import WIDTHS
-from iar_study.models.vq import to_float
+from iar_study.tokenizers.vq import to_float
 
 FEATURES = WIDTHS["classifier"]
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS
-from iar_study.models.gpt import GPT
-from iar_study.models.vq import Tokenizer
+from iar_study.generators.gpt import GPT
+from iar_study.tokenizers.vq import Tokenizer
 
 SEED = 0
 """Of the weights of the GPT that is permuted."""

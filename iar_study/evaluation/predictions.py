@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iar_study.codebook import Rearrangement
-from iar_study.models.gpt import GPT
-from iar_study.models.losses import token_and_cluster_cross_entropy
+from iar_study.generators.gpt import GPT
+from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
 from iar_study.storage import Kept
 
 BINS = 15

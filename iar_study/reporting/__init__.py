@@ -1,0 +1,1 @@
+"""Tables, figures, pages and texts at a terminal, drawn from results; never from MLflow or a model."""

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from iar_study.errors import InputError
-from iar_study.study.results import Results
-from iar_study.study.statistics import (
+from iar_study.evidence.results import Results
+from iar_study.evidence.statistics import (
     MARGIN,
     compare_with_baseline,
     mean_interval,

@@ -17,10 +17,11 @@ from PIL import Image
 
 from iar_study.evaluation.metrics import LIKENESS, Metric, metric_named
 from iar_study.evaluation.near_codes import paper_rank
-from iar_study.reporting import figures, near_codes
+from iar_study.evidence.results import Results
+from iar_study.reporting import figures
+from iar_study.reporting import near_codes_figures as near_codes
 from iar_study.reporting.tables import comparison, difference_text, key_of
-from iar_study.study.plan import plural
-from iar_study.study.results import Results
+from iar_study.running.needs import plural
 
 OVER_FACTOR = ("fd", "val/token_nll", "class_agreement")
 DIFFERENCES = {

@@ -15,6 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from iar_study.evidence import published
+from iar_study.evidence.claims import Claim, counted, judge_all
+from iar_study.evidence.results import trials_in_words
+from iar_study.evidence.rules import Row, percent
+from iar_study.evidence.statistics import MARGIN, Effect
 from iar_study.reporting.figures import BASELINE_COLOR, FAINT, INK, add_titles, chart, plain
 from iar_study.reporting.illustrations import listed, save, sizes
 from iar_study.reporting.pages import GENERATOR, as_json, templates
@@ -22,11 +27,6 @@ from iar_study.reporting.paper import write_paper_page
 from iar_study.reporting.tables import comparisons_shown, verdict_rows
 from iar_study.reporting.unchanged import ABOUT, CODEBOOK, PAPER, index_about
 from iar_study.storage import read_json, write_text
-from iar_study.study import published
-from iar_study.study.claims import Claim, counted, judge_all
-from iar_study.study.results import trials_in_words
-from iar_study.study.rules import Row, percent
-from iar_study.study.statistics import MARGIN, Effect
 
 INDEX = "index.html"
 EFFECTS = "effects"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from iar_study.evidence.results import Results
 from iar_study.reporting.tables import comparison_tables
-from iar_study.study.results import Results
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

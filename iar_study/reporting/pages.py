@@ -22,10 +22,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from iar_study.errors import InputError
 from iar_study.evaluation import metrics
+from iar_study.evidence import statistics
+from iar_study.pipeline import codebooks
 from iar_study.reporting.illustrations import Illustration, save, sizes
 from iar_study.reporting.unchanged import ABOUT, contents
 from iar_study.storage import digest, read_json
-from iar_study.study import codebooks, statistics
 
 GENERATOR = "iar-study"
 

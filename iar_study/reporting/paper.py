@@ -11,13 +11,13 @@ from typing import Any
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from iar_study.evidence import published
+from iar_study.evidence.published import Gain, Own, Trained
 from iar_study.reporting.figures import FAINT, INK, add_titles, chart
 from iar_study.reporting.illustrations import Illustration
 from iar_study.reporting.pages import write_pages
 from iar_study.reporting.unchanged import PAPER, is_unchanged, of_paper
 from iar_study.storage import digest
-from iar_study.study import published
-from iar_study.study.published import Gain, Own, Trained
 
 SIZES = ("B", "L", "XL", "XXL")
 TOKENS = ("16x16", "24x24")

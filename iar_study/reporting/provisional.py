@@ -6,7 +6,7 @@ import subprocess
 import sys
 from types import TracebackType
 
-from iar_study.study.workspace import Workspace
+from iar_study.pipeline.workspace import Workspace
 
 
 class Provisional:

@@ -16,6 +16,9 @@ from matplotlib.colors import to_hex
 
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import LIKENESS, REPLACED, metric_named
+from iar_study.evidence import published
+from iar_study.evidence.claims import Verdict
+from iar_study.evidence.results import PREMISE, Results
 from iar_study.reporting import figures
 from iar_study.reporting.illustrations import CURVES, findings_in_words, illustrations
 from iar_study.reporting.latex import latex_tables
@@ -37,12 +40,9 @@ from iar_study.reporting.tables import (
     wrong_tokens,
 )
 from iar_study.reporting.unchanged import CODEBOOK, PAPER
+from iar_study.running.needs import plural
+from iar_study.running.status import Status
 from iar_study.storage import digest
-from iar_study.study import published
-from iar_study.study.claims import Verdict
-from iar_study.study.plan import plural
-from iar_study.study.results import PREMISE, Results
-from iar_study.study.status import Status
 
 
 def conclusion(results: Results) -> str:

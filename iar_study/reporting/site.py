@@ -15,17 +15,17 @@ from joblib import Parallel, delayed
 from PIL import Image, UnidentifiedImageError
 
 from iar_study.errors import InputError
-from iar_study.reporting.codebook import write_codebook_page
+from iar_study.evidence.claims import Claim, judge
+from iar_study.evidence.results import load_results
+from iar_study.pipeline.codebooks import codebook_product, load_codebook_results
+from iar_study.pipeline.workspace import Workspace
+from iar_study.reporting.codebook_page import write_codebook_page
 from iar_study.reporting.index import INDEX, write_index
 from iar_study.reporting.pages import templates
 from iar_study.reporting.report import write_report
 from iar_study.reporting.unchanged import ABOUT, CODEBOOK, INDEX_FILES, Sources, is_unchanged
+from iar_study.running.status import Status, status_of
 from iar_study.storage import write_text
-from iar_study.study.claims import Claim, judge
-from iar_study.study.codebooks import codebook_product, load_codebook_results
-from iar_study.study.results import load_results
-from iar_study.study.status import Status, status_of
-from iar_study.study.workspace import Workspace
 
 SHOWN = 3
 """Lines of a difference that a check shows of a file."""

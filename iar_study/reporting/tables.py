@@ -14,12 +14,12 @@ import pandas as pd
 
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
-from iar_study.study.claims import Verdict
+from iar_study.evidence.claims import Verdict
+from iar_study.evidence.results import Results
+from iar_study.evidence.rules import Row, percent, planned_looks
+from iar_study.evidence.sequential import levels
+from iar_study.evidence.statistics import ALPHA, compare_with_baseline, p_text, paired_differences, time_to_target
 from iar_study.study.plans import plan_of
-from iar_study.study.results import Results
-from iar_study.study.rules import Row, percent, planned_looks
-from iar_study.study.sequential import levels
-from iar_study.study.statistics import ALPHA, compare_with_baseline, p_text, paired_differences, time_to_target
 
 SAMPLES = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
 

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from iar_study.errors import InputError
+from iar_study.pipeline.workspace import Workspace, near_codes_trials, read_manifest
+from iar_study.running.status import status_of
 from iar_study.storage import digest, read_json
-from iar_study.study.status import status_of
-from iar_study.study.workspace import Workspace, near_codes_trials, read_manifest
 
 ABOUT = "report.json"
 """What a folder remembers."""
@@ -105,8 +105,8 @@ def write_changed(store: Workspace, studies: Sequence[str], folder: Path, experi
         return
     from joblib import cpu_count
 
+    from iar_study.evidence.claims import load_claims
     from iar_study.reporting.site import write_site
-    from iar_study.study.claims import load_claims
 
     yield from write_site(store, studies, folder, load_claims(experiments), sources, jobs=cpu_count())
 

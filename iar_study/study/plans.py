@@ -6,35 +6,35 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from iar_study.errors import InputError
 from iar_study.study.study import PLANS, Plan, Study
-from iar_study.study.workspace import Workspace
 
 
-def record(study: Study, workspace: Workspace) -> dict[str, Any] | None:
+def record(study: Study, experiments: Path) -> dict[str, Any] | None:
     """Return what a manifest keeps of a study's plan: its values, its file and digest, and the commit that brought it.
 
     The commit and its time are "" where the file is not committed as it is.
     """
     if study.plan is None:
         return None
-    path = workspace.experiments / PLANS / f"{study.name}.py"
-    name = str(path.relative_to(workspace.root))
+    path = experiments / PLANS / f"{study.name}.py"
+    name = str(path.relative_to(experiments.parent))
     if not path.is_file():
         raise InputError(f"the plan of study {study.name!r} is not at {name}; put it there")
-    commit, _, committed = _git(workspace, "log", "-1", "--format=%H %cI", "--", name).partition(" ")
-    if _git(workspace, "status", "--porcelain", "--", name):
+    commit, _, committed = _git(experiments.parent, "log", "-1", "--format=%H %cI", "--", name).partition(" ")
+    if _git(experiments.parent, "status", "--porcelain", "--", name):
         commit = committed = ""
     known = {"file": name, "digest": sha256(path.read_bytes()).hexdigest(), "commit": commit, "committed": committed}
     return {**asdict(study.plan), **known}
 
 
-def _git(workspace: Workspace, *words: str) -> str:
+def _git(folder: Path, *words: str) -> str:
     """Return what git says, "" where there is none or no repository."""
     try:
-        said = subprocess.run(["git", "-C", str(workspace.root), *words], capture_output=True, text=True, check=False)
+        said = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return said.stdout.strip() if said.returncode == 0 else ""

@@ -2,7 +2,7 @@
 
 A checkpoint counts when its JSON file is whole and names the SHA-256 of the safetensors file; it is written last, so a
 kill at any time leaves the one before. No random state is kept: the randomness of a step is derived from (seed, step),
-see `training.gpt`.
+see `train_gpt`.
 """
 
 from __future__ import annotations

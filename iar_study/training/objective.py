@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from iar_study.codebook import Rearrangement
 from iar_study.config import SIMILAR, LossConfig, TrialConfig, check_loss
 from iar_study.evaluation.predictions import Judge
-from iar_study.models.gpt import GPT
-from iar_study.models.losses import token_and_cluster_cross_entropy
-from iar_study.models.smoothing import (
+from iar_study.generators.gpt import GPT
+from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
+from iar_study.losses.smoothing import (
     Spread,
     cluster_spread,
     scheduled_weight,

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iar_study.config import TrialConfig, check_parallel
 from iar_study.errors import InputError
-from iar_study.models.gpt import GPT, Block
+from iar_study.generators.gpt import GPT, Block
 from iar_study.training.processes import n_processes
 
 

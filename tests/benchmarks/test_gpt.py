@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from iar_study.config import PRESETS
-from iar_study.models.gpt import GPT
-from iar_study.models.sampling import generate
+from iar_study.generators.gpt import GPT
+from iar_study.generators.sampling import generate
 from tests.benchmarks.test_losses import DTYPES
 
 CLASSES, GRID = 1_000, 16

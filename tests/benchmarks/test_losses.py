@@ -16,7 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iar_study.models.losses import linear_token_and_cluster_cross_entropy, token_and_cluster_cross_entropy
+from iar_study.losses.cluster_cross_entropy import (
+    linear_token_and_cluster_cross_entropy,
+    token_and_cluster_cross_entropy,
+)
 
 CODES, CLUSTERS = 16384, 128
 BOUNDARIES = torch.arange(0, CODES + 1, CODES // CLUSTERS)

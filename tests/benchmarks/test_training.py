@@ -19,11 +19,11 @@ import torch
 from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS, EvaluationConfig, LossConfig, TrainConfig, TrialConfig
 from iar_study.data.codes import Codes
-from iar_study.models.losses import token_and_cluster_cross_entropy
-from iar_study.study.executors import WORKER_ENVIRONMENT
+from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
+from iar_study.running.executors import WORKER_ENVIRONMENT
 from iar_study.training.checkpoint import Checkpoints
-from iar_study.training.gpt import Training, initial_model, make_optimizer, train_gpt
 from iar_study.training.journal import read_journal
+from iar_study.training.train_gpt import Training, initial_model, make_optimizer, train_gpt
 
 TOKENS = 49
 

@@ -18,9 +18,9 @@ from iar_study.data.encoding import center_crop, extract_codes, load_tokenizer, 
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
-from iar_study.models.patch_vq import PatchVQ
-from iar_study.models.vq import VQConfig, VQModel, to_float
 from iar_study.storage import save_arrays
+from iar_study.tokenizers.patch_vq import PatchVQ
+from iar_study.tokenizers.vq import VQConfig, VQModel, to_float
 
 SMALL = VQConfig(multipliers=(1, 1), channels=32, z_channels=8, codebook_size=300, code_dim=4)
 
@@ -141,7 +141,7 @@ def test_grey_images_are_given_to_a_tokenizer_for_colour(model: VQModel, tmp_pat
 KILLED = """
 import os, signal, sys
 from iar_study.cli import main
-from iar_study.models.vq import VQModel
+from iar_study.tokenizers.vq import VQModel
 encode, calls, count = VQModel.encode, 0, int(sys.argv.pop(1))
 
 def encode_or_die(*arguments):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from iar_study.codebook import Rearrangement
 from iar_study.config import TokenizerConfig
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
-from iar_study.models.gpt import GPT
-from iar_study.models.patch_vq import PatchVQ
+from iar_study.generators.gpt import GPT
+from iar_study.tokenizers.patch_vq import PatchVQ
 
 CODES = 16
 

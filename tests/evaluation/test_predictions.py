@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
-from iar_study.models.gpt import GPT
+from iar_study.generators.gpt import GPT
 from iar_study.storage import Kept
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from iar_study.evaluation.metrics import metric_named
-from iar_study.study.results import Results
+from iar_study.evidence.results import Results
 
 ARMS = {
     "baseline": "L_TCE alone, codes in their original order",

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from iar_study.study.claims import Claim, Past
-from iar_study.study.rules import Better, Exact, NotTested
+from iar_study.evidence.claims import Claim, Past
+from iar_study.evidence.rules import Better, Exact, NotTested
 
 FD, NLL = "fd/classifier@2k", "val/token_nll"
 ODD = "<script>alert('1')</script> 50% a_b|c*d `e` [f](g)"

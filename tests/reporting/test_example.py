@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from iar_study.evidence.claims import load_claims
+from iar_study.evidence.export import open_store
+from iar_study.pipeline.workspace import Workspace, studies_run
 from iar_study.reporting.site import check_site, write_index
-from iar_study.study.claims import load_claims
-from iar_study.study.export import open_store
 from iar_study.study.study import load_profile
-from iar_study.study.workspace import Workspace, studies_run
 
 ROOT = Workspace(Path(__file__).parents[2])
 README = (ROOT.root / "README.md").read_text()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from iar_study.errors import InputError
+from iar_study.evidence import published
+from iar_study.evidence.published import TABLE_2, gains
 from iar_study.reporting import paper
 from iar_study.reporting.paper import gains_over_size, write_paper_page
 from iar_study.reporting.unchanged import is_unchanged, of_paper
-from iar_study.study import published
-from iar_study.study.published import TABLE_2, gains
 from tests.reporting.made_up import files
 from tests.reporting.pages import Page, rendered
 

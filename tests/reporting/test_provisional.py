@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from iar_study.pipeline.workspace import Workspace
 from iar_study.reporting.provisional import Provisional
-from iar_study.study.workspace import Workspace
 
 
 def test_one_is_written_at_a_time_and_ended_with_the_run(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import FIDELITY, METRICS
+from iar_study.evidence.claims import judge
+from iar_study.evidence.rules import Better, percent
 from iar_study.reporting import pages
 from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import markdown
@@ -19,9 +21,7 @@ from iar_study.reporting.report import conclusion, in_short, write_report
 from iar_study.reporting.site import write_index
 from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
 from iar_study.reporting.unchanged import ABOUT
-from iar_study.study.claims import judge
-from iar_study.study.rules import Better, percent
-from iar_study.study.status import Status
+from iar_study.running.status import Status
 from tests.reporting.made_up import (
     ANSWERS,
     CLAIMS,

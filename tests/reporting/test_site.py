@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iar_study.evidence.claims import Past, judge
+from iar_study.pipeline.workspace import Workspace
 from iar_study.reporting import site
 from iar_study.reporting.index import write_index
 from iar_study.reporting.report import conclusion, write_report
 from iar_study.reporting.site import check_site, watch, write_site
-from iar_study.study.claims import Past, judge
-from iar_study.study.status import Status
-from iar_study.study.workspace import Workspace
+from iar_study.running.status import Status
 from tests.reporting.made_up import ANSWERS, CLAIMS, FD, files, light, values_of, with_values
 from tests.reporting.pages import Page, rendered
 
@@ -219,7 +219,7 @@ import sys
 from pathlib import Path
 from iar_study.reporting.report import write_report
 from iar_study.reporting.site import write_index
-from iar_study.study.claims import judge
+from iar_study.evidence.claims import judge
 from tests.reporting.conftest import make_results
 from tests.reporting.made_up import CLAIMS, light
 results = light(make_results())

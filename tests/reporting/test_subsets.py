@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from iar_study.errors import InputError
+from iar_study.evidence.claims import judge, load_claims
+from iar_study.evidence.comparison import Stores, compare
+from iar_study.evidence.export import open_store
+from iar_study.evidence.results import load_results
+from iar_study.pipeline.workspace import Workspace, read_manifest
 from iar_study.reporting import report
-from iar_study.reporting.compare import comparison_text
+from iar_study.reporting.comparison_text import comparison_text
 from iar_study.reporting.illustrations import illustrations
 from iar_study.reporting.tables import HEADLINE
-from iar_study.study.claims import judge, load_claims
-from iar_study.study.comparison import Stores, compare
-from iar_study.study.export import open_store
-from iar_study.study.results import load_results
-from iar_study.study.status import status_of
-from iar_study.study.workspace import Workspace, read_manifest
+from iar_study.running.status import status_of
 
 ROOT = Workspace(Path(__file__).parents[2])
 CLAIMS = load_claims(ROOT.experiments)

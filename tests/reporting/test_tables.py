@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from iar_study.evaluation.metrics import Metric
+from iar_study.evidence.rules import percent
+from iar_study.evidence.statistics import power
 from iar_study.reporting import tables
 from iar_study.reporting.report import write_report
-from iar_study.study.rules import percent
-from iar_study.study.statistics import power
 from tests.reporting.made_up import values_of
 from tests.reporting.pages import Page, rendered
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from iar_study.cli import main
+from iar_study.evidence.export import find_store
+from iar_study.pipeline.workspace import Workspace
 from iar_study.reporting import pages
 from iar_study.reporting.unchanged import ABOUT, Sources
-from iar_study.study.export import find_store
-from iar_study.study.workspace import Workspace
-from tests.study.conftest import ROOT
+from tests.workspaces import ROOT
 
 STUDY = "code-distance"
 PICTURE = Image.new("L", (2, 2))

@@ -23,7 +23,7 @@ def test_every_study_fits_every_profile_that_has_its_data(study, profile):
             asked(study, profile, None, None, None)
     else:
         base, configs = asked(study, profile, None, None, None)
-        assert (base, len(configs)) == (profile.config, len(study.arms) * len(profile.seeds))
+        assert (base, len(configs)) == (profile.config, len(study.arms) * len(study.seeds(profile)))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from iar_study.cli import main
 from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
+from iar_study.evidence.results import load_results
+from iar_study.evidence.rules import Planned
 from iar_study.reporting.report import write_report
 from iar_study.study.plans import departures, plan_of, record
-from iar_study.study.results import load_results
-from iar_study.study.rules import Planned
 from iar_study.study.study import Arm, Plan, Study, arm_config, load_study
-from tests.study.test_claims import results
+from tests.evidence.test_claims import results
 
 PLAN = Plan("smoke", "iar", "fd", (3, 5), first_seed=0, draws=1)
 RECORD = {
@@ -97,18 +97,18 @@ def test_plans_stand_in_a_folder_of_their_own(workspace, where, text, message):
 def test_the_record_tells_since_when_the_plan_stands_as_it_is(workspace):
     path = plan_in(workspace)
     study = load_study(workspace.experiments, "mine")
-    assert plan_of(json.loads(json.dumps(record(study, workspace)))) == study.plan
-    assert record(study, workspace)["commit"] == ""  # no repository
+    assert plan_of(json.loads(json.dumps(record(study, workspace.experiments)))) == study.plan
+    assert record(study, workspace.experiments)["commit"] == ""  # no repository
     git(workspace, "init", "-q")
-    assert record(study, workspace)["commit"] == ""  # it is not in it
+    assert record(study, workspace.experiments)["commit"] == ""  # it is not in it
     git(workspace, "add", ".")
     git(workspace, "commit", "-qm", "plan")
-    first = record(study, workspace)
+    first = record(study, workspace.experiments)
     assert (first["commit"], first["file"]) == (git(workspace, "rev-parse", "HEAD"), "experiments/plans/mine.py")
     git(workspace, "commit", "-qm", "more", "--allow-empty")
-    assert record(study, workspace) == first
+    assert record(study, workspace.experiments) == first
     path.write_text(MINE + "\n")
-    changed = record(study, workspace)
+    changed = record(study, workspace.experiments)
     assert (changed["commit"], changed["committed"]) == ("", "")
     assert changed["digest"] != first["digest"]
 

@@ -7,6 +7,7 @@ import pytest
 from iar_study.codebook import EQUAL_SIZES
 from iar_study.config import TrialConfig, flatten
 from iar_study.errors import InputError
+from iar_study.pipeline.workspace import Workspace
 from iar_study.study.study import (
     Arm,
     Study,
@@ -17,7 +18,6 @@ from iar_study.study.study import (
     load_study,
     trial_configs,
 )
-from iar_study.study.workspace import Workspace
 from iar_study.training.objective import check_loss
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

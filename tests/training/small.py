@@ -16,11 +16,11 @@ import torch
 from iar_study.codebook import Rearrangement
 from iar_study.config import EvaluationConfig, LossConfig, ModelConfig, TrainConfig, TrialConfig, with_settings
 from iar_study.data.codes import Codes
-from iar_study.models.gpt import GPT
-from iar_study.models.sampling import generate
+from iar_study.generators.gpt import GPT
+from iar_study.generators.sampling import generate
 from iar_study.storage import load_arrays, save_arrays
-from iar_study.training.gpt import train_gpt
 from iar_study.training.journal import read_journal
+from iar_study.training.train_gpt import train_gpt
 
 VOCABULARY = 16
 CLUSTERS = Rearrangement.from_labels(np.random.default_rng(1).permutation(VOCABULARY) % 4)

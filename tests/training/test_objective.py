@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from iar_study.codebook import Rearrangement
 from iar_study.config import LossConfig, TrainConfig, TrialConfig, with_settings
 from iar_study.errors import InputError
-from iar_study.models.losses import hierarchical_cross_entropy, token_and_cluster_cross_entropy
-from iar_study.training import gpt
-from iar_study.training.gpt import initial_model, train_gpt
+from iar_study.losses.cluster_cross_entropy import hierarchical_cross_entropy, token_and_cluster_cross_entropy
+from iar_study.training import train_gpt as gpt
 from iar_study.training.objective import SIMILAR, Objective, check_loss, cluster_weight
+from iar_study.training.train_gpt import initial_model, train_gpt
 from tests.training.small import CLUSTERS, VOCABULARY, curves
 
 UNEQUAL = Rearrangement.from_labels(np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 0, 1, 2, 2]))

@@ -1,0 +1,205 @@
+"""Make what trials share: the functions behind `stages`, each of which writes one product.
+
+Each returns nothing and is called where the product is not there yet; `path` is where it is to be.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iar_study.codebook import Codebook, Rearrangement, cluster_codes
+from iar_study.config import ClassifierConfig, ClusteringConfig, TokenizerConfig, TrialConfig
+from iar_study.data.codes import Codes
+from iar_study.data.encoding import load_tokenizer
+from iar_study.data.images import Images
+from iar_study.evaluation.classifier import classify
+from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
+from iar_study.evaluation.fidelity import Reference
+from iar_study.pipeline.encoded import Encoded
+from iar_study.pipeline.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
+from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared
+from iar_study.storage import Kept, digest, load_arrays, save_arrays
+from iar_study.tokenizers.patch_vq import PatchVQ
+from iar_study.tokenizers.vq import to_uint8
+from iar_study.training.train_classifier import train_classifier
+from iar_study.training.train_tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
+
+COUNTED_AT_ONCE = 2**22
+"""Tokens that are read at a time to count them: 32 MB."""
+
+DECODED_AT_ONCE = 2**20
+"""Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray], **metadata: Any) -> None:
+    content = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+    save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE})
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[Path]:
+    """Give the folder that keeps what is done of a product, until it is whole."""
+    folder = path.with_name(f".{path.stem}.progress")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def make_tokenizer(path: Path, images: Images, config: TokenizerConfig, progress: Progress) -> None:
+    """Train the VQ autoencoder; its header holds PSNR on held-out images, codebook usage and perplexity."""
+    with _kept(path) as folder:
+        model = train_tokenizer(
+            images.train, config, threads=THREADS, folder=folder, progress=lambda *at: progress("tokenizer", *at)
+        )
+        metrics = describe_tokenizer(model, images.test)
+        _save(path, _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
+
+
+def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) -> None:
+    """Encode both splits; the codebook is kept beside the tokens."""
+    torch.set_num_threads(THREADS)
+    progress("encoding images", 0, 1, "")
+    model = PatchVQ.load(tokenizer)
+    with _kept(path) as folder:
+        arrays = {
+            "train_tokens": encode_images(model, images.train, kept=Kept(folder / "train.safetensors")),
+            "train_labels": images.train_labels,
+            "test_tokens": encode_images(model, images.test, kept=Kept(folder / "test.safetensors")),
+            "test_labels": images.test_labels,
+            "codebook": model.codebook().detach().numpy(),
+        }
+        _save(path, arrays, class_names=images.class_names)
+    progress("encoding images", 1, 1, "")
+
+
+def make_use(path: Path, found: Encoded, progress: Progress) -> None:
+    """Count how often training images use each code; the header holds usage and perplexity, as of a tokenizer."""
+    tokens = found.train.codes
+    codebook, images = Codebook(found.codebook, "cosine"), max(1, COUNTED_AT_ONCE // math.prod(tokens.shape[1:]))
+    use = np.zeros(len(found.codebook), np.int64)
+    for first in range(0, len(tokens), images):
+        use += codebook.use(tokens[first : first + images])
+        progress("counting codes", min(first + images, len(tokens)), len(tokens), "")
+    share = use[use > 0] / use.sum()
+    metrics = {"usage": float(np.mean(use > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
+    _save(path, {"use": use, "codebook": found.codebook}, metrics=metrics)
+
+
+def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
+    """Train the classifier; its header holds its accuracy on held-out images."""
+    with _kept(path) as folder:
+        model = train_classifier(
+            images.train,
+            images.train_labels,
+            len(images.class_names),
+            config,
+            threads=THREADS,
+            folder=folder,
+            progress=lambda *at: progress("classifier", *at),
+        )
+        accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
+        _save(
+            path,
+            _state(model),
+            config=asdict(config),
+            channels=images.channels,
+            classes=len(images.class_names),
+            accuracy=accuracy,
+        )
+
+
+def make_reference(
+    path: Path,
+    images: Images,
+    tokenizer: Path,
+    codes: Codes,
+    classifier: Path,
+    judging: Path,
+    config: TrialConfig,
+    count: int,
+    progress: Progress,
+) -> None:
+    """Measure the held-out images themselves and, as the floor for any sample, the reconstructions of `count`."""
+    torch.set_num_threads(THREADS)
+    progress("reference", 0, 1, "")
+    extractor = extractor_of(config, classifier)
+    reference = Reference(seen_by(extractor, classifier, images.test)[0])
+    model, arranged = PatchVQ.load(tokenizer), Rearrangement.load(judging)
+    tokens = codes.test_tokens[:count]
+    decoded = decode_tokens(model, tokens)
+    rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), torch.from_numpy(arranged.rows(codes.codebook)))
+    _save(
+        path,
+        {
+            **{REFERENCE + name: array for name, array in reference.arrays().items()},
+            "originals": images.test[:10],
+            "decoded": decoded[:10],
+            "rearranged": rearranged,
+        },
+        metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier),
+    )
+    progress("reference", 1, 1, "")
+
+
+def make_exactness(path: Path, codes: Codes, tokenizer: Path, judging: Path) -> None:
+    """See that rearrangement alone changes neither a loss nor a picture."""
+    torch.set_num_threads(THREADS)
+    tokens, labels = codes.test_tokens[:EXACT_IMAGES], codes.test_labels[:EXACT_IMAGES]
+    arranged = Rearrangement.load(judging)
+    gaps = {
+        "equivariance": equivariance_gap(tokens, labels, len(codes.class_names), arranged),
+        "decoding": decoding_gap(load_tokenizer(tokenizer), tokens, arranged),
+    }
+    _save(path, {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
+
+
+def make_clustering(path: Path, codebook: np.ndarray, config: ClusteringConfig, progress: Progress) -> None:
+    """Cluster and rearrange the codes."""
+    what = f"clustering ({config.strategy}, {config.n_clusters})"
+    if config.strategy == "none":
+        arranged = Rearrangement.identity(len(codebook))
+    else:
+        labels = cluster_codes(
+            codebook, config.strategy, config.n_clusters, config.seed, progress=lambda *at: progress(what, *at)
+        )
+        points = Codebook(codebook, "cosine").points
+        arranged = Rearrangement.from_labels(labels, points, within=config.within, between=config.between)
+    _save(path, {"permutation": arranged.permutation, "boundaries": arranged.boundaries}, config=asdict(config))
+
+
+def decode(shared: Shared, tokens: np.ndarray, device: str) -> np.ndarray:
+    """Return the pictures, uint8 (n, h, w, c), of tokens, int (n, T), in the codebook's original order."""
+    model = load_tokenizer(shared.tokenizer).to(device)
+    grid = math.isqrt(tokens.shape[1])
+    grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
+    parts = grids.split(max(1, DECODED_AT_ONCE // (grid * model.patch) ** 2))
+    return np.concatenate([to_uint8(model.decode_codes(part.to(device))) for part in parts])
+
+
+def facts(shared: Shared) -> dict[str, Any]:
+    """Return what a reader wants to know of the products.
+
+    `tokenizer` : psnr, usage and perplexity on held-out images, or usage and perplexity of the training images where
+    these came encoded. `classifier_accuracy` and `reconstruction`, the samples' metrics measured on reconstructions:
+    None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
+    """
+    measured = shared.codes if shared.folder else shared.tokenizer
+    floor = load_arrays(shared.reference)[1] if shared.reference else None
+    return {
+        "tokenizer": load_arrays(measured)[1]["metrics"],
+        "classifier_accuracy": load_arrays(shared.classifier)[1]["accuracy"] if shared.classifier else None,
+        "reconstruction": floor and floor["metrics"],
+        "exact": load_arrays(shared.exactness)[1]["gaps"],
+    }

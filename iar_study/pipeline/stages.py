@@ -1,0 +1,389 @@
+"""What trials share: tokenizer, codes, classifier, reference and clusterings, each computed once.
+
+Every stage is a pure function of its config and of what the stages before it made; its product is one safetensors
+file in the workspace's cache, named by a digest of just that. So a changed setting or image makes a new product, and
+nothing is ever stale. What a product is made from, and what it is called, is told here; `making` makes it.
+
+Images that are encoded already (`codes:PATH`) come with their tokenizer and without pixels: nothing is trained, there
+is nothing to compare samples with, and their codes are read from where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig, is_encoded
+from iar_study.data.codes import Codes
+from iar_study.data.images import Images, load_images
+from iar_study.data.llamagen_codes import CODES, open_splits
+from iar_study.errors import InputError
+from iar_study.pipeline.encoded import Encoded, check_encoded, encoded_of
+from iar_study.pipeline.workspace import Workspace
+from iar_study.storage import digest, load_arrays, load_metadata
+
+# What makes products brings torch and more, which take seconds: it is imported where one is to be made, so that
+# nobody waits for it where all is there.
+
+RECIPE = 4
+"""Raise it when a change of code makes the same config give other numbers: caches and trials made before are left."""
+
+THREADS = 1
+"""CPU threads of a shared stage: fixed, because the bits of a sum depend on it; more do not pay at these sizes."""
+
+EXACT_IMAGES = 16
+"""Held-out images on which it is seen that rearrangement alone changes nothing."""
+
+Progress = Callable[[str, int, int, str], None]
+"""(what, steps done, steps in all, detail) is called as a stage goes on."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The files that a trial needs, and the digests of their content."""
+
+    data: dict[str, Any]
+    """name, digest, image size, channels, counts of the images."""
+    tokenizer: Path
+    codes: Path
+    """Tokens and codebook; of images that are encoded already, the use of the codes and the codebook."""
+    classifier: Path | None
+    reference: Path | None
+    """None, as the classifier, where there are no images."""
+    rearrangement: Path
+    judging: Path
+    exactness: Path
+    digests: dict[str, str]
+    folder: Path | None = None
+    """Of images that are encoded already: where their codes are."""
+
+    @property
+    def products(self) -> list[str]:
+        """Names of the files of these that lie in the workspace's cache."""
+        made = (self.codes, self.classifier, self.reference, self.rearrangement, self.judging, self.exactness)
+        own = made if self.folder else (self.tokenizer, *made)  # the tokenizer of codes:PATH lies elsewhere
+        return [path.name for path in own if path]
+
+
+@lru_cache(maxsize=2)
+def images_of(config: DataConfig) -> Images:
+    """Load images once per process."""
+    return load_images(config)
+
+
+def check(config: TrialConfig, load: bool = True) -> None:
+    """Raise `InputError` for settings that do not fit the data or this machine, before anything is trained.
+
+    What is known without looking at either, `checks.check_settings` says.
+
+    load : whether the extractor's weights are loaded too, which may fetch them.
+    """
+    if is_encoded(config.data):
+        check_encoded(config)
+    else:
+        images_of(config.data)
+    if load and config.evaluation.extractor != "classifier":
+        from iar_study.pipeline.measuring import load_network
+
+        load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
+    if config.compute.device == "cuda":
+        from torch import cuda
+
+        if not cuda.is_available():
+            raise InputError(
+                "compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds"
+            )
+
+
+def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
+    """Compute, or find in the cache, all that the trial of `config` needs before its own training."""
+    return stages_of(config, workspace, progress).shared()
+
+
+class NotMade(Exception):
+    """A product is not in the cache of a workspace in which nothing is to be made."""
+
+    def __init__(self, kind: str, path: Path | None = None) -> None:
+        super().__init__(f"{kind} is not made")
+        self.kind, self.path = kind, path
+
+
+class Stages:
+    """What the trial of `config` shares with others; each product is made, or found in the cache, when asked for.
+
+    In a frozen workspace a product that is not there, or whose making waits for such a one, raises `NotMade`.
+    """
+
+    products: ClassVar[dict[str, str]]
+    """The attributes that are products, in the order that they are made in -> their kind."""
+
+    def __init__(self, config: TrialConfig, workspace: Workspace, progress: Progress) -> None:
+        self.config, self.workspace, self.progress = config, workspace, progress
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """The codebook vectors, float32 (N, d)."""
+        raise NotImplementedError
+
+    @cached_property
+    def rearrangement(self) -> Path:
+        """The arm's own clustering."""
+        return self._clustering(self.config.clustering)
+
+    @cached_property
+    def judging(self) -> Path:
+        """The clustering that every arm is judged by."""
+        return self._clustering(ClusteringConfig("balanced", self.config.evaluation.clusters))
+
+    def _clustering(self, config: ClusteringConfig) -> Path:
+        if config.strategy == "none":  # no clusters have no order either
+            config = replace(config, n_clusters=1, within="none", between="none")
+        # An order that is none goes without a name: clusterings from before there were any are found.
+        made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
+        path = _product(self.workspace, "clustering", digest(self.codebook), made_of)
+        if not path.exists():
+            from iar_study.pipeline.making import make_clustering
+
+            make_clustering(path, self.codebook, config, self.progress)
+        return path
+
+    def _exactness(self, codes: Codes, tokenizer: Path, codes_digest: str) -> Path:
+        path = _product(self.workspace, "exactness", codes_digest, _digest(self.judging), EXACT_IMAGES)
+        if not path.exists():
+            from iar_study.pipeline.making import make_exactness
+
+            make_exactness(path, codes, tokenizer, self.judging)
+        return path
+
+    def shared(self) -> Shared:
+        """Return all products, made. In a frozen workspace those that do not tell trials apart may be missing."""
+        raise NotImplementedError
+
+    def _paths(self) -> dict[str, Path]:
+        return {name: self._path(name) for name in self.products}
+
+    def _path(self, name: str) -> Path:
+        try:
+            return getattr(self, name)
+        except NotMade as missing:
+            return missing.path or Path()
+
+
+class _OfImages(Stages):
+    """All of it is trained, or computed, here."""
+
+    products: ClassVar[dict[str, str]] = {
+        "tokenizer": "tokenizer",
+        "codes": "codes",
+        "classifier": "classifier",
+        "rearrangement": "clustering",
+        "judging": "clustering",
+        "reference": "reference",
+        "exactness": "exactness",
+    }
+
+    @property
+    def images(self) -> Images:
+        return images_of(self.config.data)
+
+    @cached_property
+    def tokenizer(self) -> Path:
+        path = _product(self.workspace, "tokenizer", self.images.digest, asdict(self.config.tokenizer))
+        if not path.exists():
+            from iar_study.pipeline.making import make_tokenizer
+
+            make_tokenizer(path, self.images, self.config.tokenizer, self.progress)
+        return path
+
+    @cached_property
+    def codes(self) -> Path:
+        path = _product(self.workspace, "codes", self.images.digest, _digest(self.tokenizer))
+        if not path.exists():
+            from iar_study.pipeline.making import make_codes
+
+            make_codes(path, self.images, self.tokenizer, self.progress)
+        return path
+
+    @cached_property
+    def classifier(self) -> Path:
+        return classifier_product(self.images, self.config.classifier, self.workspace, self.progress)
+
+    @cached_property
+    def loaded(self) -> Codes:
+        return codes_of(self.codes)
+
+    @property
+    def codebook(self) -> np.ndarray:
+        return self.loaded.codebook
+
+    @cached_property
+    def reference(self) -> Path:
+        extractor, images = self.config.evaluation.extractor, self.images
+        name, identity = "classifier", None
+        if extractor != "classifier":
+            if self.workspace.frozen:
+                raise NotMade("extractor")  # what it sees is known when it is loaded, and its weights might be fetched
+            from iar_study.pipeline.measuring import load_network
+
+            network = load_network(extractor, self.config.compute.device)
+            name, identity = network.name, network.identity
+        made_from = [_digest(product) for product in (self.tokenizer, self.classifier, self.judging)]
+        count = min(self.config.evaluation.samples, len(images.test))
+        path = _product(self.workspace, "reference", images.digest, made_from, name, identity, count)
+        if not path.exists():
+            from iar_study.pipeline.making import make_reference
+
+            parts = (self.tokenizer, self.loaded, self.classifier, self.judging)
+            make_reference(path, images, *parts, self.config, count, self.progress)
+        return path
+
+    @cached_property
+    def exactness(self) -> Path:
+        return self._exactness(self.loaded, self.tokenizer, _digest(self.codes))
+
+    def shared(self) -> Shared:
+        images, paths = self.images, self._paths()
+        data = {
+            "name": images.name,
+            "digest": images.digest,
+            "image_size": images.size,
+            "channels": images.channels,
+            "train_images": len(images.train),
+            "test_images": len(images.test),
+            "classes": len(images.class_names),
+            "class_names": images.class_names,
+        }
+        telling = ("tokenizer", "codes", "classifier", "rearrangement", "judging")
+        digests = {"data": images.digest, **{name: _digest(getattr(self, name)) for name in telling}}
+        return Shared(data, **paths, digests=digests)
+
+
+class _OfCodes(Stages):
+    """The tokenizer and the codes are there."""
+
+    products: ClassVar[dict[str, str]] = {
+        "codes": "use",
+        "rearrangement": "clustering",
+        "judging": "clustering",
+        "exactness": "exactness",
+    }
+
+    @property
+    def found(self) -> Encoded:
+        return encoded_of(self.config.data.name, self.config.tokenizer.checkpoint)
+
+    @cached_property
+    def codes(self) -> Path:
+        found = self.found
+        path = _product(self.workspace, "use", found.train.index[CODES]["sha256"], found.tokenizer_digest)
+        if not path.exists():
+            from iar_study.pipeline.making import make_use
+
+            make_use(path, found, self.progress)
+        return path
+
+    @property
+    def codebook(self) -> np.ndarray:
+        return self.found.codebook
+
+    @cached_property
+    def exactness(self) -> Path:
+        found = self.found
+        some = Codes(
+            found.train.codes,
+            np.array(found.train.labels[:0]),
+            found.test.codes[:EXACT_IMAGES, 0],
+            np.array(found.test.labels[:EXACT_IMAGES]),
+            found.class_names,
+            found.codebook,
+        )
+        return self._exactness(some, found.tokenizer, found.digest)
+
+    def shared(self) -> Shared:
+        found, paths = self.found, self._paths()
+        images, augmentations, _ = found.train.codes.shape
+        data = {
+            "name": self.config.data.name,
+            "digest": found.digest,
+            "image_size": found.grid * found.patch,
+            "channels": found.channels,
+            "train_images": images,
+            "augmentations": augmentations,
+            "test_images": len(found.test.codes),
+            "classes": len(found.class_names),
+            "class_names": found.class_names,
+        }
+        digests = {
+            "codes": found.digest,
+            "tokenizer": found.tokenizer_digest,
+            "rearrangement": _digest(self.rearrangement),
+            "judging": _digest(self.judging),
+        }
+        return Shared(
+            data,
+            found.tokenizer,
+            paths["codes"],
+            None,
+            None,
+            paths["rearrangement"],
+            paths["judging"],
+            paths["exactness"],
+            digests,
+            found.folder,
+        )
+
+
+def stages_of(config: TrialConfig, workspace: Workspace, progress: Progress) -> Stages:
+    """Return the stages of a trial; nothing is made yet."""
+    kind = _OfCodes if is_encoded(config.data) else _OfImages
+    return kind(config, workspace, progress)
+
+
+def _digest(product: Path) -> str:
+    return load_metadata(product)["digest"]
+
+
+def _product(workspace: Workspace, kind: str, *key: Any) -> Path:
+    """Return where the product that is made from `key` lies; raise `NotMade` where it may not be made and is not."""
+    path = workspace.cache / f"{kind}-{digest(RECIPE, THREADS, kind, *key)[:16]}.safetensors"
+    if workspace.frozen and not path.exists():
+        raise NotMade(kind, path)
+    return path
+
+
+def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
+    """Return the classifier of a set of images, made or found in the cache."""
+    path = _product(workspace, "classifier", images.digest, asdict(config))
+    if not path.exists():
+        from iar_study.pipeline.making import make_classifier
+
+        make_classifier(path, images, config, progress)
+    return path
+
+
+def load_codes(shared: Shared) -> Codes:
+    """Return the tokens; those of images that are encoded already stay on the disk until they are indexed."""
+    if shared.folder is not None:
+        train, test = open_splits(shared.folder).values()
+        labels = {"train_labels": np.array(train.labels), "test_labels": np.array(test.labels)}
+        tokens = {"train_tokens": train.codes, "test_tokens": test.codes[:, 0]}
+        names = tuple(shared.data["class_names"])
+        return Codes(**tokens, **labels, class_names=names, codebook=load_codebook(shared))
+    return codes_of(shared.codes)
+
+
+def codes_of(path: Path) -> Codes:
+    """Return the tokens and the codebook of a product `codes`."""
+    arrays, metadata = load_arrays(path)
+    arrays["train_tokens"] = arrays["train_tokens"][:, None]  # one augmentation
+    return Codes(**arrays, class_names=tuple(metadata["class_names"]))
+
+
+def load_codebook(shared: Shared) -> np.ndarray:
+    """Return the codebook vectors, float32 (N, d)."""
+    return load_arrays(shared.codes)[0]["codebook"]

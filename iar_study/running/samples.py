@@ -1,0 +1,465 @@
+"""Samples as files: draw them from a finished trial for anyone's evaluator, and measure those of any model.
+
+An export is drawn as the trial drew what it was measured on, so its first pictures are those, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, is_encoded, with_settings
+from iar_study.data.encoding import NAMED, load_tokenizer, tokenizer_digest
+from iar_study.data.images import Images
+from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
+from iar_study.errors import InputError, listed, nearest
+from iar_study.evaluation.features import Extractor, extract, load_extractor, with_channels
+from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure_fidelity, perfect_coverage
+from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
+from iar_study.generators.gpt import GPT
+from iar_study.pipeline.attempt import SAMPLED_AT_ONCE, draw, load_model, weights_of
+from iar_study.pipeline.making import DECODED_AT_ONCE
+from iar_study.pipeline.measuring import load_classifier
+from iar_study.pipeline.stages import THREADS, classifier_product, images_of
+from iar_study.pipeline.workspace import Workspace, is_finished, read_record
+from iar_study.running.display import Display
+from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
+from iar_study.tokenizers.vq import Tokenizer, to_uint8
+
+KEPT_AT_ONCE = 5000
+"""Pictures whose features are kept together: what a kill can cost."""
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """What a finished trial left behind.
+
+    Attributes
+    ----------
+    folder : its own, named by its hash.
+    described : the content of trial.json.
+    config : its resolved config.
+    """
+
+    folder: Path
+    described: dict[str, Any]
+    config: TrialConfig
+
+    @classmethod
+    def find(cls, workspace: Workspace, name: str) -> FinishedTrial:
+        """Return the trial whose hash begins with `name`; raise `InputError` unless it is one, and finished."""
+        folders = sorted(path.parent for path in workspace.trials.glob("*/trial.json"))
+        found = [folder for folder in folders if name and folder.name.startswith(name)]
+        if len(found) != 1:
+            shown = listed(folder.name for folder in found or folders)
+            raise InputError(
+                f"{name!r} begins the hash of {len(found)} trials in {workspace.trials}, not of one; there: {shown}"
+            )
+        [folder] = found
+        if not is_finished(folder):
+            raise InputError(f"trial {folder.name} is not finished; run its study again, and it goes on")
+        weights_of(folder)  # raises where there are none
+        described = read_record(folder)
+        return cls(folder, described, with_settings(TrialConfig(), described["config"]))
+
+    @property
+    def hash(self) -> str:
+        return self.folder.name
+
+    @property
+    def classes(self) -> int:
+        return self.described["data"]["classes"]
+
+    def model(self) -> GPT:
+        """Return the trained GPT, in the original order of the codes, on the trial's device."""
+        grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
+        return load_model(self.folder, self.config, self.classes, grid)
+
+    def tokenizer(self, workspace: Workspace) -> Tokenizer:
+        """Return the tokenizer of the codes; raise `InputError` where it is gone, or another one in its place."""
+        encoded = is_encoded(self.config.data)
+        path = Path(str(self.config.tokenizer.checkpoint)) if encoded else self.product(workspace, "tokenizer")
+        tokenizer = load_tokenizer(path.expanduser())
+        if encoded and tokenizer_digest(tokenizer) != self.described["inputs"]["tokenizer"]:
+            raise InputError(f"{path} is not the tokenizer that trial {self.hash} had; put that one back")
+        return tokenizer.to(self.config.compute.device).eval()
+
+    def product(self, workspace: Workspace, kind: str) -> Path:
+        """Return where in the cache the trial's `tokenizer` or `classifier` lies, by the digest of its content."""
+        wanted = self.described["inputs"].get(kind)
+        if wanted is None:
+            raise InputError(f"trial {self.hash} has no {kind} of its own: its images came encoded; choose another")
+        for path in sorted(workspace.cache.glob(f"{kind}-*.safetensors")):
+            with suppress(InputError):  # a damaged one may be another trial's
+                if load_arrays(path)[1].get("digest") == wanted:
+                    return path
+        raise InputError(
+            f"the {kind} of trial {self.hash} is no longer in {workspace.cache}; "
+            f"run the trial's study again, and it is made anew"
+        )
+
+
+def export_samples(
+    workspace: Workspace, trial: str, path: Path, count: int | None = None, display: Display | None = None
+) -> PictureSet:
+    """Draw samples from a finished trial into an .npz as ADM's evaluator reads it, and return them, opened.
+
+    The first `evaluation.samples` pictures are those that the trial was measured on; the classes go on in turn. Tokens
+    are kept in the folder `path`.parts until all is written, so that a call that was killed goes on.
+
+    Parameters
+    ----------
+    trial : the hash of a trial in runs/trials, or its beginning.
+    path : gets arr_0, uint8 (count, H, W, 3), grey repeated, and arr_1, int64 (count,).
+    count : default: as many as the trial was measured on.
+
+    Raises
+    ------
+    InputError : no such trial, its tokenizer or its kind of device is not here, or `path` cannot be written.
+    """
+    path, show = Path(path), (display or Display(quiet=True)).update
+    if path.suffix != ".npz":
+        raise InputError(f"samples are written as .npz, not to {path}; give a name that ends so")
+    found = FinishedTrial.find(workspace, trial)
+    measured, compute = found.config.evaluation.samples, found.config.compute
+    count = measured if count is None else count
+    if count < 1:
+        raise InputError(f"{count} samples cannot be drawn; ask for 1 or more")
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"trial {found.hash} drew its samples on a GPU, and torch finds none here; export where one is"
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: the same bits each time
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(True)
+
+    tokenizer = found.tokenizer(workspace)
+    with _parts(path) as parts:
+        tokens = _draw(found, count, parts, show)
+        side = found.described["data"]["image_size"]
+        labels = np.arange(count) % found.classes
+        write_npz(path, _decode(found, tokenizer, tokens, show), count, (side, side, 3), labels)
+    return open_pictures(path)
+
+
+def spans(measured: int, count: int, at_once: int) -> list[tuple[int, int]]:
+    """Return the samples (first, end) that are taken together: the trial's own as it took them, then the rest.
+
+    The noise of a sample depends on which others are drawn with it. So the last span may reach beyond `count`.
+
+    >>> spans(250, 350, 100)
+    [(0, 100), (100, 200), (200, 250), (250, 350)]
+    """
+    own = [(first, min(first + at_once, measured)) for first in range(0, measured, at_once)]
+    rest = [(first, first + at_once) for first in range(measured, count, at_once)]
+    return [span for span in own + rest if span[0] < count]
+
+
+def _draw(found: FinishedTrial, count: int, parts: Path, show: Any) -> np.ndarray:
+    """Return the tokens, int32 (count, T), of the samples, kept in `parts` as they are drawn."""
+    drawn = []
+    model: GPT | None = None
+    for part, (first, end) in enumerate(spans(found.config.evaluation.samples, count, SAMPLED_AT_ONCE)):
+        kept = parts / f"{found.hash}-{part:06}.safetensors"
+        if not kept.exists():
+            model = model or found.model()
+            tokens = draw(model, found.config, part, torch.arange(first, end) % found.classes)
+            save_arrays(kept, {"tokens": tokens.numpy().astype(np.int32)})
+        drawn.append(load_arrays(kept)[0]["tokens"])
+        show("drawing samples", min(end, count), count)
+    return np.concatenate(drawn)[:count]
+
+
+def _decode(found: FinishedTrial, tokenizer: Tokenizer, tokens: np.ndarray, show: Any) -> Iterator[np.ndarray]:
+    """Give the pictures, uint8 (b, H, W, 3), of tokens (n, T), decoded together as the trial did."""
+    count, grid = len(tokens), math.isqrt(tokens.shape[1])
+    at_once = max(1, DECODED_AT_ONCE // (grid * tokenizer.patch) ** 2)
+    for first, end in spans(found.config.evaluation.samples, count, at_once):
+        grids = torch.from_numpy(tokens[first:end].astype(np.int64)).view(-1, grid, grid)
+        yield with_channels(to_uint8(tokenizer.decode_codes(grids.to(found.config.compute.device))), 3)
+        show("decoding", min(end, count), count)
+
+
+@contextmanager
+def _parts(path: Path) -> Iterator[Path]:
+    """Give the folder beside `path` for what is finished of it; success takes it away, and nothing else does.
+
+    Raises `InputError` when another process is writing the same file.
+    """
+    parts = path.with_name(f"{path.name}.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(parts, error) from error
+    with locked(parts / "lock", path):
+        for file in path.parent.iterdir():
+            if file.name.startswith(f".{path.name}.") and file.suffix == ".tmp":  # of a call that was killed
+                file.unlink()
+        yield parts
+    shutil.rmtree(parts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Samples measured against a reference.
+
+    Attributes
+    ----------
+    compared : what was compared: `samples`, `reference`, `extractor`, `seed` and `notes`, as JSON.
+    measured : the estimates by their keys, such as `fd/inception@50k`.
+    """
+
+    compared: dict[str, Any]
+    measured: dict[str, Estimate]
+
+    def as_json(self) -> str:
+        """Return all of it for programs."""
+        metrics = {}
+        for key, estimate in self.measured.items():
+            metric = metric_named(key)
+            metrics[key] = {
+                "label": metric.label,
+                **asdict(estimate),
+                "better": metric.better,
+                "fewest_samples": metric.fewest,
+            }
+        return json.dumps({**self.compared, "metrics": metrics}, indent=2)
+
+    def text(self) -> str:
+        """Return all of it for a reader, as aligned lines."""
+        lines = []
+        for name in ("samples", "reference"):
+            one = self.compared[name]
+            size = f"{one['height']} x {one['width']} x {one['channels']}"
+            lines.append(f"{name:<9}  {one['source']}: {one['count']} images, {size}, SHA-256 {one['sha256'][:12]}")
+        extractor = self.compared["extractor"]
+        accuracy = extractor.get("accuracy")
+        right = "" if accuracy is None else f", right about {accuracy:.1%} of its held-out images"
+        lines.append(f"extractor  {extractor['name']}{right}; seed {self.compared['seed']} of the intervals")
+        lines += [f"note       {note}" for note in self.compared["notes"]]
+        rows = [("metric", "key", "value", "95% interval", "better")]
+        for key, estimate in self.measured.items():
+            metric = metric_named(key)
+            value, low, high = (f"{x:.{metric.digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+            rows.append((metric.label, key, value, f"{low} to {high}", metric.better or ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = [
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join([*lines, "", *table])
+
+
+def evaluate_samples(
+    samples_path: Path,
+    reference: str,
+    extractor_spec: str,
+    workspace: Workspace,
+    display: Display,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    samples: int | None = None,
+    device: str | None = None,
+) -> Evaluation:
+    """Measure samples of any model against real pictures, in the features of an extractor.
+
+    Features that take long are kept in runs/cache, so a call that was killed goes on.
+
+    Parameters
+    ----------
+    samples_path, samples : an .npz with `arr_0` or a folder of pictures; the first `samples` of them (default: all).
+    reference : a data set (`digits`, `fashion-mnist`, `folder:PATH`), whose held-out images are taken, or an .npz or a
+        folder. An ADM reference batch's own mean and covariance are used with `inception`.
+    extractor_spec : `classifier` (trained on the data set once, and kept), `classifier:TRIAL` (by which that trial was
+        measured), `inception`, `inception:FILE` or `dinov2`.
+    image_size : of `folder:PATH`, as in a study on it.
+    seed : of the intervals.
+    device : of inception and dinov2; default: cuda where there is one.
+
+    Raises
+    ------
+    InputError : pictures that cannot be read or compared, or an extractor that cannot be had.
+    """
+    pictures = open_pictures(samples_path)
+    pictures = pictures.head(pictures.count if samples is None else samples)
+    images = _data_set(reference, image_size)
+    if images is not None:
+        held_out = PictureSet.of(f"{images.name}, held out", images.test, images.test_labels, images.class_names)
+    elif Path(reference).exists():
+        held_out = open_pictures(Path(reference))
+    else:
+        known = nearest(reference, [*NAMED, "folder:PATH"])
+        raise InputError(f"no images at {reference}, and no data set of that name; {known}")
+    kind, _, trial = extractor_spec.partition(":")
+    facts: dict[str, Any] = {"name": kind}
+    if kind == "classifier":
+        if pictures.shape[:2] != held_out.shape[:2]:
+            raise InputError(
+                f"the classifier compares images of one size, but {pictures.source} has "
+                f"{_size(pictures)} and {held_out.source} has {_size(held_out)}; resize one of them"
+            )
+        torch.set_num_threads(THREADS)  # as in a trial: the same bits
+        product = _classifier(trial, images, reference, workspace, display)
+        facts |= {"accuracy": load_arrays(product)[1]["accuracy"], "product": product.name}
+        extractor = load_extractor(kind, "cpu", load_classifier(product))
+    else:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        extractor = load_extractor(extractor_spec, device, progress=lambda *at: display.update("weights", *at))
+
+    of_reference, _ = _features(held_out, extractor, "reference", workspace, display)
+    features, probabilities = _features(pictures, extractor, "samples", workspace, display)
+    notes, gaussian = [], None
+    if held_out.statistics is not None and extractor.name == "inception":
+        gaussian = _gaussian(held_out, of_reference.shape[1])
+        notes.append(
+            f"FD is to mu and sigma of {held_out.source}; the other metrics are to its {held_out.count} images"
+        )
+    measured = measure_fidelity(
+        Reference(of_reference, gaussian=gaussian),
+        features,
+        probabilities,
+        intervals=True,
+        seed=seed,
+        progress=display.update,
+    )
+    estimates = {fidelity_key(family, extractor.name, pictures.count): found for family, found in measured.items()}
+    if extractor.name == "classifier" and probabilities is not None:
+        labels, why = _labels(pictures, images, probabilities.shape[1])
+        if labels is None:
+            notes.append(f"no class agreement: {why}")
+        else:
+            key = fidelity_key("class_agreement", extractor.name, pictures.count)
+            estimates[key] = Estimate.share(probabilities.argmax(1) == labels)
+    notes += _cautions(estimates, pictures.count, held_out.count)
+    shutil.rmtree(_kept(pictures, extractor, workspace), ignore_errors=True)
+    compared = {
+        "samples": _described(pictures),
+        "reference": _described(held_out),
+        "extractor": facts,
+        "seed": seed,
+        "notes": notes,
+    }
+    return Evaluation(compared, estimates)
+
+
+def _data_set(reference: str, image_size: int | None) -> Images | None:
+    """Return the data set that `reference` names, if it names one and no file."""
+    if reference in NAMED or reference.startswith("folder:"):
+        return images_of(DataConfig(reference, image_size))
+    if reference.startswith("codes:"):
+        raise InputError(f"{reference} has codes, and no images to compare with; give the images: folder:PATH")
+    if image_size is not None:
+        raise InputError(f"--image-size is for folder:PATH; the images of {reference} are taken as they are")
+    return None
+
+
+def _classifier(trial: str, images: Images | None, reference: str, workspace: Workspace, display: Display) -> Path:
+    """Return the product of the classifier that a trial was measured by, or of the data set's own."""
+    if trial:
+        return FinishedTrial.find(workspace, trial).product(workspace, "classifier")
+    if images is None:
+        raise InputError(
+            f"the classifier is trained on a data set, and {reference} is none; "
+            f"choose --extractor inception, or classifier:TRIAL for that of a trial"
+        )
+    return classifier_product(images, ClassifierConfig(), workspace, display.update)
+
+
+def _features(
+    pictures: PictureSet, extractor: Extractor, what: str, workspace: Workspace, display: Display
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the features of pictures and their class probabilities; what takes long is kept as it goes on."""
+
+    def show(done: int, total: int, detail: str) -> None:
+        display.update(f"features of the {what}", before + done, pictures.count, detail)
+
+    before, batch = 0, extractor.batch
+    if extractor.identity is None:
+        return extract(extractor, pictures.batches(batch), pictures.count, show)
+    folder = _kept(pictures, extractor, workspace)
+    firsts = range(0, pictures.count, KEPT_AT_ONCE)
+    files = [folder / f"{first:08}.safetensors" for first in firsts]
+    whole = next((i for i, file in enumerate(files) if not file.exists()), len(files))
+    stream = pictures.batches(batch, whole * KEPT_AT_ONCE)
+    for first, file in list(zip(firsts, files, strict=True))[whole:]:
+        before, count = first, min(KEPT_AT_ONCE, pictures.count - first)
+        features, probabilities = extract(extractor, islice(stream, math.ceil(count / batch)), count, show)
+        arrays = {"features": features}
+        save_arrays(file, arrays if probabilities is None else {**arrays, "probabilities": probabilities})
+    parts = [load_arrays(file)[0] for file in files]
+    features, *others = (np.concatenate([part[name] for part in parts]) for name in sorted(parts[0]))
+    return features, others[0] if others else None
+
+
+def _kept(pictures: PictureSet, extractor: Extractor, workspace: Workspace) -> Path:
+    """Return where features of pictures are kept."""
+    return workspace.cache / f"features-{digest(extractor.identity, pictures.digest, pictures.count)[:16]}"
+
+
+def _gaussian(held_out: PictureSet, width: int) -> Gaussian:
+    """Return the Gaussian that an ADM reference batch brings along."""
+    assert held_out.statistics is not None
+    mu, sigma = held_out.statistics
+    if len(mu) != width:
+        raise InputError(
+            f"{held_out.source}: mu is of {len(mu)} features, Inception has {width}; use another reference"
+        )
+    # Of how many images the file does not tell; more than there are features, so that sigma is taken as it is.
+    return Gaussian.from_moments(mu, sigma, max(held_out.count, width + 1))
+
+
+def _labels(pictures: PictureSet, images: Images | None, classes: int) -> tuple[np.ndarray | None, str]:
+    """Return the classes of samples as the classifier counts them, or None and why they are not known."""
+    if pictures.labels is None:
+        return None, f"{pictures.source} does not tell the classes that were asked for"
+    labels = pictures.labels
+    if pictures.class_names is not None:
+        names = images.class_names if images is not None else ()
+        if unknown := set(pictures.class_names) - set(names):
+            return None, f"the reference has no class {listed(unknown)}, as folders of {pictures.source} are named"
+        labels = np.array([names.index(name) for name in pictures.class_names])[labels]
+    if labels.min() < 0 or labels.max() >= classes:
+        return None, f"{pictures.source} has classes {labels.min()} to {labels.max()}, the classifier knows {classes}"
+    return labels, ""
+
+
+def _cautions(estimates: dict[str, Estimate], count: int, beside: int) -> list[str]:
+    """Return what a reader has to know of these values before he believes them."""
+    notes: list[str] = []
+    fewest: dict[int, list[str]] = defaultdict(list)
+    for key in estimates:
+        if count < (metric := metric_named(key)).fewest:
+            fewest[metric.fewest].append(FIDELITY[key.partition("/")[0]].label)
+    notes += [
+        f"{TOO_FEW} {count:,} samples are too few: from {least:,} on there is a meaning in {', '.join(labels)}"
+        for least, labels in sorted(fewest.items())
+    ]
+    for key, estimate in estimates.items():
+        family = key.partition("/")[0]
+        if family == "fd_inf" and estimate.value < 0:
+            notes.append("FD at infinity is below 0, as no distance is: it cannot be told from 0 with these samples")
+        if family == "coverage" and (perfect := perfect_coverage(count, beside)) < 0.95:
+            notes.append(f"coverage: {count:,} perfect samples beside {beside:,} images would have {perfect:.2f}")
+    return notes
+
+
+def _size(pictures: PictureSet) -> str:
+    return f"{pictures.height} x {pictures.width} pixels"
+
+
+def _described(pictures: PictureSet) -> dict[str, Any]:
+    """Return what an output says of pictures."""
+    keys = ("source", "count", "height", "width", "channels")
+    return {**{key: getattr(pictures, key) for key in keys}, "sha256": pictures.digest}

@@ -1,0 +1,1 @@
+"""MLflow: which store, and how it is filled from the trials' journals. Nothing else knows MLflow."""
