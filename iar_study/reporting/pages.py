@@ -98,7 +98,7 @@ def _replace(target: Path, new: Path, away: Path) -> None:
 def _drawing() -> str:
     """Return the digest of what draws: the package's code that figures pass through, and its libraries' versions."""
     here = Path(__file__).parent
-    drawn_by = ("figures.py", "near_codes.py", "codebook.py", "paper.py", "illustrations.py", "tables.py")
+    drawn_by = ("figures.py", "near_codes_figures.py", "codebook_page.py", "paper.py", "illustrations.py", "tables.py")
     code = [here / name for name in drawn_by] + [
         Path(str(module.__file__)) for module in (statistics, metrics, codebooks)
     ]
