@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -143,6 +144,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-diverged",
         action="store_true",
         help="take a trial that diverged for a result; without it, the exit code is then 1",
+    )
+    run.add_argument(
+        "--again",
+        action="store_true",
+        help="make anew what was made by code that is another one now; a run without it says so and finds it finished",
     )
     run.add_argument(
         "--dry-run",
@@ -439,7 +445,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from iar_study.pipeline.workspace import Workspace
     from iar_study.study.study import load_profile, load_studies, load_study
 
-    workspace, every = Workspace.find(), arguments.study == "all"
+    workspace, every = replace(Workspace.find(), again=arguments.again), arguments.study == "all"
     if every:
         studies = [study for study in load_studies(workspace.experiments).values() if not study.plan]
     else:
@@ -723,7 +729,7 @@ def _cache(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.pipeline.workspace import Workspace, studies_run
+    from iar_study.pipeline.workspace import Workspace, studies_made, studies_run
 
     workspace = Workspace.find()
     name = None if arguments.study in (None, "all") else arguments.study
@@ -736,11 +742,14 @@ def _report(arguments: argparse.Namespace) -> int:
         studies_run(workspace, name)  # before anything slow is imported
 
     from iar_study.evidence.export import open_store
+    from iar_study.pipeline.trial import outdated
     from iar_study.reporting.unchanged import write_changed
     from iar_study.running.status import counted
 
     with open_store(Path(arguments.store)) if arguments.store else nullcontext(workspace) as store:
         studies = studies_run(store, name)
+        if told := outdated(*studies_made(store, studies)):
+            print(f"iar-study: {told}", file=sys.stderr)
         if not arguments.check and not arguments.watch:
             for page in write_changed(store, studies, folder, workspace.experiments):
                 print(page, flush=True)

@@ -26,6 +26,7 @@ from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import GPT
 from iar_study.generators.sampling import generate
+from iar_study.makers import sources
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, seen_by
 from iar_study.pipeline.stages import images_of, load_codebook, load_codes
@@ -265,6 +266,7 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
         "inputs": trial.shared.digests,
         "data": trial.shared.data,
         "parameters": model.n_parameters(),
+        "makers": sources(trial.makers),
         **facts(trial.shared),
         "code": {"commit": commit, "dirty": dirty},
         "environment": {**environment(), "processes": str(n_processes())},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +24,10 @@ from iar_study.data.images import Images
 from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
 from iar_study.evaluation.fidelity import Reference
+from iar_study.makers import sources
 from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
-from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared
+from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
 from iar_study.storage import Kept, digest, load_arrays, save_arrays
 from iar_study.tokenizers.patch_vq import PatchVQ
 from iar_study.tokenizers.vq import to_uint8
@@ -40,9 +41,9 @@ DECODED_AT_ONCE = 2**20
 """Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], **metadata: Any) -> None:
+def _save(path: Path, makers: Sequence[str], arrays: dict[str, np.ndarray], **metadata: Any) -> None:
     content = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
-    save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE})
+    save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE, "makers": sources(makers)})
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def make_tokenizer(path: Path, images: Images, config: TokenizerConfig, progress
             images.train, config, threads=THREADS, folder=folder, progress=lambda *at: progress("tokenizer", *at)
         )
         metrics = describe_tokenizer(model, images.test)
-        _save(path, _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
+        _save(path, ["tokenizer"], _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
 
 
 def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) -> None:
@@ -80,7 +81,7 @@ def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) 
             "test_labels": images.test_labels,
             "codebook": model.codebook().detach().numpy(),
         }
-        _save(path, arrays, class_names=images.class_names)
+        _save(path, ["codes"], arrays, class_names=images.class_names)
     progress("encoding images", 1, 1, "")
 
 
@@ -94,7 +95,7 @@ def make_use(path: Path, found: Encoded, progress: Progress) -> None:
         progress("counting codes", min(first + images, len(tokens)), len(tokens), "")
     share = use[use > 0] / use.sum()
     metrics = {"usage": float(np.mean(use > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
-    _save(path, {"use": use, "codebook": found.codebook}, metrics=metrics)
+    _save(path, (), {"use": use, "codebook": found.codebook}, metrics=metrics)
 
 
 def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
@@ -112,6 +113,7 @@ def make_classifier(path: Path, images: Images, config: ClassifierConfig, progre
         accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
         _save(
             path,
+            ["classifier"],
             _state(model),
             config=asdict(config),
             channels=images.channels,
@@ -142,6 +144,7 @@ def make_reference(
     rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), torch.from_numpy(arranged.rows(codes.codebook)))
     _save(
         path,
+        ["samples' metrics"],
         {
             **{REFERENCE + name: array for name, array in reference.arrays().items()},
             "originals": images.test[:10],
@@ -162,7 +165,7 @@ def make_exactness(path: Path, codes: Codes, tokenizer: Path, judging: Path) -> 
         "equivariance": equivariance_gap(tokens, labels, len(codes.class_names), arranged),
         "decoding": decoding_gap(load_tokenizer(tokenizer), tokens, arranged),
     }
-    _save(path, {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
+    _save(path, (), {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
 
 
 def make_clustering(path: Path, codebook: np.ndarray, config: ClusteringConfig, progress: Progress) -> None:
@@ -176,7 +179,8 @@ def make_clustering(path: Path, codebook: np.ndarray, config: ClusteringConfig, 
         )
         points = Codebook(codebook, "cosine").points
         arranged = Rearrangement.from_labels(labels, points, within=config.within, between=config.between)
-    _save(path, {"permutation": arranged.permutation, "boundaries": arranged.boundaries}, config=asdict(config))
+    arrays = {"permutation": arranged.permutation, "boundaries": arranged.boundaries}
+    _save(path, makers_of_clustering(config), arrays, config=asdict(config))
 
 
 def decode(shared: Shared, tokens: np.ndarray, device: str) -> np.ndarray:

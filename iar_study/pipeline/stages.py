@@ -10,7 +10,7 @@ is nothing to compare samples with, and their codes are read from where they are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, open_splits
 from iar_study.errors import InputError
+from iar_study.makers import changed, sources, versions
 from iar_study.pipeline.encoded import Encoded, check_encoded, encoded_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_arrays, load_metadata
@@ -145,7 +146,7 @@ class Stages:
             config = replace(config, n_clusters=1, within="none", between="none")
         # An order that is none goes without a name: clusterings from before there were any are found.
         made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
-        path = _product(self.workspace, "clustering", digest(self.codebook), made_of)
+        path = _product(self.workspace, "clustering", makers_of_clustering(config), digest(self.codebook), made_of)
         if not path.exists():
             from iar_study.pipeline.making import make_clustering
 
@@ -153,7 +154,7 @@ class Stages:
         return path
 
     def _exactness(self, codes: Codes, tokenizer: Path, codes_digest: str) -> Path:
-        path = _product(self.workspace, "exactness", codes_digest, _digest(self.judging), EXACT_IMAGES)
+        path = _product(self.workspace, "exactness", (), codes_digest, _digest(self.judging), EXACT_IMAGES)
         if not path.exists():
             from iar_study.pipeline.making import make_exactness
 
@@ -193,7 +194,7 @@ class _OfImages(Stages):
 
     @cached_property
     def tokenizer(self) -> Path:
-        path = _product(self.workspace, "tokenizer", self.images.digest, asdict(self.config.tokenizer))
+        path = _product(self.workspace, "tokenizer", ["tokenizer"], self.images.digest, asdict(self.config.tokenizer))
         if not path.exists():
             from iar_study.pipeline.making import make_tokenizer
 
@@ -202,7 +203,7 @@ class _OfImages(Stages):
 
     @cached_property
     def codes(self) -> Path:
-        path = _product(self.workspace, "codes", self.images.digest, _digest(self.tokenizer))
+        path = _product(self.workspace, "codes", ["codes"], self.images.digest, _digest(self.tokenizer))
         if not path.exists():
             from iar_study.pipeline.making import make_codes
 
@@ -234,7 +235,8 @@ class _OfImages(Stages):
             name, identity = network.name, network.identity
         made_from = [_digest(product) for product in (self.tokenizer, self.classifier, self.judging)]
         count = min(self.config.evaluation.samples, len(images.test))
-        path = _product(self.workspace, "reference", images.digest, made_from, name, identity, count)
+        key = (images.digest, made_from, name, identity, count)
+        path = _product(self.workspace, "reference", ["samples' metrics"], *key)
         if not path.exists():
             from iar_study.pipeline.making import make_reference
 
@@ -280,7 +282,7 @@ class _OfCodes(Stages):
     @cached_property
     def codes(self) -> Path:
         found = self.found
-        path = _product(self.workspace, "use", found.train.index[CODES]["sha256"], found.tokenizer_digest)
+        path = _product(self.workspace, "use", (), found.train.index[CODES]["sha256"], found.tokenizer_digest)
         if not path.exists():
             from iar_study.pipeline.making import make_use
 
@@ -348,9 +350,21 @@ def _digest(product: Path) -> str:
     return load_metadata(product)["digest"]
 
 
-def _product(workspace: Workspace, kind: str, *key: Any) -> Path:
-    """Return where the product that is made from `key` lies; raise `NotMade` where it may not be made and is not."""
-    path = workspace.cache / f"{kind}-{digest(RECIPE, THREADS, kind, *key)[:16]}.safetensors"
+def makers_of_clustering(config: ClusteringConfig) -> list[str]:
+    """Return who makes a clustering and, where there is one, its order."""
+    return [f"clustering {config.strategy}"] + ["orders"] * ({config.within, config.between} != {"none"})
+
+
+def _product(workspace: Workspace, kind: str, makers: Sequence[str], *key: Any) -> Path:
+    """Return where the product that these make from `key` lies; raise `NotMade` where it may not be made and is not.
+
+    What was made again since its makers' source changed has a name of its own, in which that source is.
+    """
+    name = digest(RECIPE, THREADS, kind, *key, *versions(makers))[:16]
+    path = workspace.cache / f"{kind}-{name}.safetensors"
+    again = workspace.cache / f"{kind}-{digest(name, sources(makers))[:16]}.safetensors"
+    if again.exists() or (workspace.again and path.exists() and changed(load_metadata(path).get("makers", {}))):
+        path = again
     if workspace.frozen and not path.exists():
         raise NotMade(kind, path)
     return path
@@ -358,7 +372,7 @@ def _product(workspace: Workspace, kind: str, *key: Any) -> Path:
 
 def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
     """Return the classifier of a set of images, made or found in the cache."""
-    path = _product(workspace, "classifier", images.digest, asdict(config))
+    path = _product(workspace, "classifier", ["classifier"], images.digest, asdict(config))
     if not path.exists():
         from iar_study.pipeline.making import make_classifier
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from iar_study.config import TrialConfig, identity
 from iar_study.errors import InputError
+from iar_study.makers import changed, sources, versions
 from iar_study.pipeline.stages import RECIPE, Shared
-from iar_study.storage import digest
+from iar_study.pipeline.workspace import Workspace, is_finished
+from iar_study.storage import digest, load_metadata, read_json
 from iar_study.study.study import Kind, Study
 
 
@@ -23,17 +26,36 @@ class Trial:
     kind: Kind = "training"
     base: Trial | None = None
     """Of a trial that samples: the one that trains the GPT."""
+    again: bool = False
+    """Whether it is made anew, as another source of its makers had made it; that source then counts in its name."""
+
+    @property
+    def makers(self) -> list[str]:
+        """Who makes it, beside what it is made from."""
+        if self.kind == "near-codes":
+            return ["near codes", "samples' metrics"]
+        if self.base is not None:
+            return ["sampling", "samples' metrics"]
+        loss = self.config.loss
+        varied = ["smoothing"] if loss.smoothing or loss.schedule != "constant" else []
+        return ["training", "cluster loss", *varied, "predictions", "sampling", "samples' metrics"]
 
     @property
     def hash(self) -> str:
-        """Identity: the config and the content of the inputs; names of data sets and arms do not count."""
+        """Identity: config, content of the inputs, makers' versions; names of data sets and arms do not count."""
+        return digest(self._hash, sources(self.makers))[:16] if self.again else self._hash
+
+    @property
+    def _hash(self) -> str:
+        made_by = versions(self.makers)
         if self.base is not None:
             sampled = {key: value for key, value in asdict(self.config.evaluation).items() if key != "noise" or value}
-            return digest(RECIPE, self.kind, self.base.hash, sampled)[:16]
+            return digest(RECIPE, self.kind, self.base.hash, sampled, *made_by)[:16]
         if self.kind == "near-codes":
             config = self.config.evaluation
-            return digest(RECIPE, self.kind, self.seed, config.images, config.extractor, self.shared.digests)[:16]
-        return digest(RECIPE, identity(self.config), self.shared.digests)[:16]
+            made_from = (self.seed, config.images, config.extractor, self.shared.digests)
+            return digest(RECIPE, self.kind, *made_from, *made_by)[:16]
+        return digest(RECIPE, identity(self.config), self.shared.digests, *made_by)[:16]
 
     @property
     def steps(self) -> int:
@@ -44,13 +66,44 @@ class Trial:
         return trials / self.hash
 
 
-def trial_of(study: Study, profile: TrialConfig, arm: str, seed: int, config: TrialConfig, shared: Shared) -> Trial:
+def trial_of(
+    study: Study, profile: TrialConfig, arm: str, seed: int, config: TrialConfig, shared: Shared, workspace: Workspace
+) -> Trial:
     """Return the trial (arm, seed) of a study, `config` being its resolved config and `profile` the one it began as."""
     trial = Trial(arm, seed, config, shared, study.kind)
-    if study.kind != "sampling":
-        return trial
-    base = replace(config, evaluation=profile.evaluation)
-    return replace(trial, base=Trial(arm, seed, base, shared))
+    if study.kind == "sampling":
+        base = replace(config, evaluation=profile.evaluation)
+        trial = replace(trial, base=_as_made(Trial(arm, seed, base, shared), workspace))
+    return _as_made(trial, workspace)
+
+
+def _as_made(trial: Trial, workspace: Workspace) -> Trial:
+    """Return the trial as it was made again, or is to be, where another source of its makers made it before."""
+    again = replace(trial, again=True)
+    if again.folder(workspace.trials).exists():
+        return again
+    return again if workspace.again and _other_makers(trial.folder(workspace.trials)) else trial
+
+
+def _other_makers(folder: Path) -> list[str]:
+    """Return the makers of a finished trial whose source is another one now; of older trials none is known."""
+    return changed(read_json(folder / "trial.json").get("makers", {})) if is_finished(folder) else []
+
+
+def outdated(folders: Iterable[Path], products: Iterable[Path]) -> str:
+    """Say what of these trials and products was made by another source of its makers than there is now; "" if nothing.
+
+    What is not there, or does not tell its makers, as before these were kept, is passed over.
+    """
+    trials = [makers for folder in dict.fromkeys(folders) if (makers := _other_makers(folder))]
+    there = [path for path in dict.fromkeys(products) if path.is_file()]
+    made = [makers for path in there if (makers := changed(load_metadata(path).get("makers", {})))]
+    if not trials and not made:
+        return ""
+    counts = {"trial": len(trials), "product": len(made)}
+    what = " and ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items() if n)
+    names = ", ".join(dict.fromkeys(name for makers in (*made, *trials) for name in makers))
+    return f"{what} made by another source of: {names}; `iar-study run ... --again` makes them anew"
 
 
 class Busy(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ class Workspace:
     root: Path
     frozen: bool = False
     """Whether nothing is to be made: a stage that is not in the cache then raises `stages.NotMade`."""
+    again: bool = False
+    """Whether what another source of its makers made is made anew, under another name (see `makers`)."""
 
     @classmethod
     def find(cls, start: Path | None = None) -> Workspace:
@@ -99,6 +102,13 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
     if "factor" not in manifest:
         raise InputError(f"study {study!r} was run here by an older version; `iar-study run {study}` runs it anew")
     return manifest
+
+
+def studies_made(workspace: Workspace, studies: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """Return the folders of the trials, and the products, that the last runs of studies asked for."""
+    manifests = [read_manifest(workspace, study) for study in studies]
+    folders = [workspace.trials / trial["hash"] for manifest in manifests for trial in manifest["trials"]]
+    return folders, [workspace.cache / name for manifest in manifests for name in manifest.get("products", ())]
 
 
 def near_codes_trials(workspace: Workspace) -> list[Path]:

@@ -99,7 +99,7 @@ def look(
         if isinstance(shared, NotMade):
             first = first or missing or f"the {shared.kind} is to be made"
         else:
-            trial = trial_of(study, base, arm.name, seed, config, shared)
+            trial = trial_of(study, base, arm.name, seed, config, shared, workspace)
 
         identity = trial.hash if trial else (study.kind, same_trial(config))
         rows: list[tuple[str, Any, Trial | None]] = [(arm.name, identity, trial)]

@@ -19,7 +19,7 @@ from iar_study.config import TrialConfig, flatten
 from iar_study.data.images import absent
 from iar_study.errors import InputError
 from iar_study.pipeline.stages import NotMade, check, prepare, stages_of
-from iar_study.pipeline.trial import Trial, trial_of
+from iar_study.pipeline.trial import Trial, outdated, trial_of
 from iar_study.pipeline.workspace import Workspace, ending, is_finished
 from iar_study.running.display import Display
 from iar_study.running.estimate import from_first_steps, training_rate
@@ -103,6 +103,8 @@ def run_study(
     write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
     together = n_processes() > 1
     trials = None if together else _all_finished(study, base, configs, workspace)
+    if trials is not None:
+        _tell_outdated(trials, workspace, display)
     if trials is not None and holds_finished(store_uri(workspace), write_manifest(trials)):
         return Outcome(0, len(trials), {})
     check_store(store_uri(workspace))
@@ -117,6 +119,7 @@ def run_study(
             check(config)
         make = partial(_prepare, study, base, configs, workspace, display, write_manifest)
         trials, finished = _in_first(base, make) if together else make()
+        _tell_outdated(trials, workspace, display)
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
     pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
     found = sum(trial.hash in finished for trial in trials)
@@ -158,6 +161,12 @@ def _tell_ended(recorder: Recorder, trials: Sequence[Trial]) -> None:
         recorder.ended(trial)
 
 
+def _tell_outdated(trials: Sequence[Trial], workspace: Workspace, display: Display) -> None:
+    products = [workspace.cache / name for trial in trials for name in trial.shared.products]
+    if told := outdated([trial.folder(workspace.trials) for trial in trials], products):
+        display.say(told)
+
+
 def _all_finished(
     study: Study, base: TrialConfig, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
 ) -> list[Trial] | None:
@@ -170,7 +179,7 @@ def _all_finished(
             shared = stages_of(config, frozen, lambda *_: None).shared()
         except (NotMade, InputError):  # of what does not fit, the checks will say more
             return None
-        trial = trial_of(study, base, arm.name, seed, config, shared)
+        trial = trial_of(study, base, arm.name, seed, config, shared, workspace)
         # A report needs the products that tell no trials apart, too.
         made = all((workspace.cache / name).is_file() for name in shared.products)
         if not made or not is_finished(trial.folder(workspace.trials)):
@@ -190,7 +199,7 @@ def _prepare(
     """Make what trials share; return the trials, and the hashes of those that are finished."""
     with _first_to_prepare(workspace, display):
         trials = [
-            trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update))
+            trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update), workspace)
             for arm, seed, config in configs
         ]
         # While the lock still keeps `cache --prune` out, which leaves only what a manifest names.
