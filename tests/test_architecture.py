@@ -53,3 +53,29 @@ def test_what_every_command_needs_loads_nothing_heavy():
     modules = ", ".join(f"iar_study.{name}" for name in ("errors", "config", "storage", "cli"))
     check = f"import sys, {modules}; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def arrows() -> list[tuple[str, str]]:
+    """The imports between rooms, without those that follow from others."""
+    direct: dict[str, set[str]] = {}
+    for room in ORDER:
+        modules = {module for path in (PACKAGE / room).glob("*.py") for module in imported(path)}
+        direct[room] = {other for other in ORDER if other != room and any(f"iar_study.{other}" in m for m in modules)}
+    reached: dict[str, set[str]] = {}
+    for room in ORDER:
+        reached[room] = direct[room].union(*(reached[other] for other in direct[room]))
+    return [
+        (other, room)
+        for room in ORDER
+        for other in ORDER
+        if other in direct[room] and not any(other in reached[between] for between in direct[room])
+    ]
+
+
+def test_the_page_of_the_architecture_shows_the_rooms_as_they_are():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    lines = ["```mermaid", "flowchart TD", *(f"    {one} --> {other}" for one, other in arrows()), "```"]
+    assert "\n".join(lines) in page, "\n".join(lines)
+    for room in ORDER:
+        told = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+        assert f"| `{room}/` | {' '.join(told.partition(chr(10) * 2)[0].split())} |" in page

@@ -32,7 +32,7 @@ from iar_study.storage import digest, load_arrays, load_metadata
 # nobody waits for it where all is there.
 
 RECIPE = 4
-"""Raise it when a change of code makes the same config give other numbers: caches and trials made before are left."""
+"""Of all that is made at once; each maker has a version of its own, see `makers`."""
 
 THREADS = 1
 """CPU threads of a shared stage: fixed, because the bits of a sum depend on it; more do not pay at these sizes."""
