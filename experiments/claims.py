@@ -134,7 +134,7 @@ CLAIMS = [
         "wrong tokens in the right cluster more than by chance",
         "Even if the model predicts the wrong token index, there is a high probability the predicted token is located "
         "in the correct cluster.",
-        ABSTRACT,
+        SHORTENED,
         "observation",
         "components",
         Above("val/right_cluster_if_wrong", "val/right_cluster_by_chance", arm="iar"),
@@ -219,6 +219,32 @@ CLAIMS = [
         ),
         FIRST,
         "Whatever is found of this one generator says nothing about others.",
+    ),
+    *(
+        Claim(
+            name,
+            sentence,
+            "ours",
+            "exploratory",
+            "confirm",
+            Better(arm, "fd"),
+            Past("2026-11-28", after_data=False),
+            limits,
+        )
+        for name, sentence, arm, limits in (
+            (
+                "negative control: another order of images",
+                "The baseline in another order of images gives other images, but not better or worse ones.",
+                "noise",
+                "Where it is better or worse, the plan's comparison is not to be trusted either.",
+            ),
+            (
+                "positive control: eight times the weight",
+                "IAR with eight times the weight gives worse images.",
+                "lambda=8",
+                "Where it is not worse, the measure does not see what it should. It tells nothing of small gains.",
+            ),
+        )
     ),
     exact(
         "better images, exact assignment",

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from iar_study.errors import InputError
 from iar_study.evidence.results import Results
 from iar_study.evidence.rules import NO, YES, Answer, Exact, Found, NotTested, Row, Rule
-from iar_study.evidence.statistics import ALPHA, holm
+from iar_study.evidence.statistics import ALPHA, MARGIN, holm
 from iar_study.study.study import run_file
 
 Kind = Literal["identity", "observation", "effect", "exploratory"]
@@ -114,7 +114,8 @@ class Claim:
     @property
     def counts(self) -> bool:
         """Whether its answer is a test of the paper: the paper's sentence, and a rule that stood before the data."""
-        return self.source != "ours" and self.kind in ("observation", "effect") and not self.past.after_data
+        asked = self.kind in ("observation", "effect") and not isinstance(self.rule, NotTested)
+        return asked and self.source != "ours" and not self.past.after_data
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def counted(claims: Sequence[tuple[str, Answer, float]]) -> dict[str, str]:
     for (name, answer, _), p in zip(claims, adjusted, strict=True):
         if answer in YES:
             said[name] = "undecided" if p >= ALPHA else "supported"
+        elif answer == "equivalent":
+            said[name] = f"no gain of {MARGIN:.0%} or more"
         elif answer in NO:
             said[name] = "undecided" if answer == "worse" and p >= ALPHA else "contradicted"
         else:

@@ -70,8 +70,9 @@ class Results:
     data : the data set, as a trial's config names it.
     factor : dotted key of the setting that the arms of a series differ in; empty where there is none.
     places : arm -> the series that it is in, and its value of the factor.
-    premise : of what every token becomes its nearest code by: SSIM and the share of images that keep their class, each
-        beside the image of the true tokens, for this study's own tokenizers; empty where no study measured it.
+    premise : SSIM and the share of images that keep their class, where every token becomes its nearest code, beside the
+        image of the true tokens; and the tokenizer's own, beside the original. For this study's own tokenizers; empty
+        where no study measured it.
     plan : what the study's manifest recorded of its plan; None without one.
     departures : in what the run is not the one that was planned.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
@@ -280,12 +281,13 @@ def _departures(manifest: dict[str, Any], workspace: Workspace) -> tuple[str, ..
 
 def _premise(workspace: Workspace, tokenizers: set[str]) -> dict[str, float]:
     """Return the means over those of these tokenizers (digests) of which somebody measured near codes here."""
+    keys = [*PREMISE, *(key.replace("near/", "tokenizer/") for key in PREMISE)]
     measured: dict[str, dict[str, float]] = {}
     for folder in near_codes_trials(workspace):
         tokenizer, result = read_record(folder)["inputs"].get("tokenizer"), read_json(folder / "result.json")
         if tokenizer in tokenizers and set(PREMISE) <= set(result["metrics"]):
-            measured[tokenizer] = {key: result["metrics"][key] for key in PREMISE}
-    return {key: float(np.mean([of[key] for of in measured.values()])) for key in PREMISE} if measured else {}
+            measured[tokenizer] = {key: result["metrics"][key] for key in keys}
+    return {key: float(np.mean([of[key] for of in measured.values()])) for key in keys} if measured else {}
 
 
 def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> dict[str, np.ndarray]:

@@ -77,7 +77,8 @@ class Row:
         """Return it as a line: the change, its 95% interval, the number of pairs and the finding."""
         interval = "" if math.isnan(self.low) else f" [{self.change(self.low)}, {self.change(self.high)}]"
         count = f"{len(self.pairs)} pair{'' if len(self.pairs) == 1 else 's'}"
-        return f"{self.what}, {self.metric}: {self.change(self.difference)}{interval}, {count}: {self.finding}"
+        what = ", ".join(filter(None, (self.what, self.metric)))
+        return f"{what}: {self.change(self.difference)}{interval}, {count}: {self.finding}"
 
     def change(self, value: float) -> str:
         """Format a difference: in percent where it is the log of a ratio."""
@@ -330,7 +331,8 @@ class Above:
         low, high = effect.interval()
         pairs = {str(seed): float(value) for seed, value in differences.items()}
         label = f"{metric_named(keys[0]).label} \N{MINUS SIGN} {beside}"
-        row = Row(arm, label, False, effect.mean, low, high, effect.p, answer, *leave_one_out(differences), pairs=pairs)
+        spread = leave_one_out(differences)
+        row = Row(self.arm or "", label, False, effect.mean, low, high, effect.p, answer, *spread, pairs=pairs)
         return Found(answer, row.text() + _lost(results, arm), (row,), effect.p)
 
 
@@ -363,7 +365,8 @@ class Planned:
         return (
             "The plan names arm, metric, margin and looks. A look at n pairs takes the first n that were planned. The "
             "5% of each answer are spread over the looks, nearly all of it to the last (Lan and DeMets). Equivalent, "
-            "better or worse as elsewhere, at the level of the look; the first look that decides is the answer."
+            "better or worse as elsewhere, at the level of the look, as are intervals; the first look that decides is "
+            "the answer. Where an early look decides, the change tends to be told too large."
         )
 
     def judge(self, results: Results) -> Found:
@@ -499,7 +502,7 @@ def _of_look(taken: Look, what: str, about: Metric, results: Results) -> Row:
     )[plan.arm][list(plan.seeds(taken.pairs))]
     pairs = {str(seed): float(value) for seed, value in of_look.dropna().items()}
     effect = taken.effect
-    ends = effect.interval()
+    ends = effect.interval(1 - taken.level)
     return Row(
         what, about.label, about.relative, effect.mean, *ends, effect.p, taken.finding, *leave_one_out(of_look), pairs
     )

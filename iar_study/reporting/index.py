@@ -98,10 +98,12 @@ def answer(verdicts: Sequence[dict[str, Any]], premises: Sequence[str]) -> list[
     tests = [row for row in verdicts if row["counts"] and row["answer"] != "not tested"]
     said = counted([(row["claim"], row["answer"], float(row["p"] or "nan")) for row in tests])
     if said:
-        sentences.append(f"Tests of the paper: {'; '.join(f'{name}: {verdict}' for name, verdict in said.items())}.")
+        answers = "; ".join(f"{name}: {verdict} here" for name, verdict in said.items())
+        sentences.append(f"Rules that stood before their data, at this scale: {answers}.")
     else:
         sentences.append(
-            "No result here counts as a test of the paper: each rule was written, or written anew, after its data."
+            "No result here counts as a test of the paper: each rule on what was measured was written, or written "
+            "anew, after its data."
         )
     return sentences
 
@@ -123,8 +125,8 @@ def _method_in_words(method: str, verdicts: Sequence[dict[str, Any]]) -> str:
         "equivalent": f"IAR makes no difference of {MARGIN:.0%} or more here",
         "undecided": "nothing here shows that IAR helps, or that it does not",
     }[effect.finding("lower", math.log1p(MARGIN))]
-    gain = f"A gain of {-100 * math.expm1(CLAIMED_B):.1f}%, the paper's for its model B at 16x16 tokens, is "
-    gain += "excluded" if low > CLAIMED_B else "not excluded"
+    gain = f"A gain of {-100 * math.expm1(CLAIMED_B):.1f}%, as the paper's for its model B at 16x16 tokens in another "
+    gain += f"FID, is {'outside' if low > CLAIMED_B else 'inside'} that interval"
     return (
         f"By {method}, {begin}: FD changes by {percent(effect.mean)} [{percent(low)}, {percent(high)}] {over}; less is "
         f"better. {gain}."

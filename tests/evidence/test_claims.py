@@ -246,7 +246,7 @@ def test_evidence_has_the_change_its_interval_its_pairs_and_the_finding():
     assert (row.least, row.most) == pytest.approx((min(without_one), max(without_one)))
     (told,) = judge([claim(Above("fd", 8.0))], found)
     change = "FD (classifier, 2k) \N{MINUS SIGN} 8"
-    assert told.evidence == f"base, {change}: +1.2 [+0.7032, +1.697], 3 pairs: holds"
+    assert told.evidence == f"{change}: +1.2 [+0.7032, +1.697], 3 pairs: holds"
     (told,) = judge([claim(Exact("decoding", 0))], results(base=1.0, exact={"decoding": 0.0}))
     assert told.evidence == "decoding is off by 0; 0 is allowed"
 
@@ -303,7 +303,7 @@ def test_a_verdict_says_at_which_scale_and_by_which_command():
 
 def test_holm_goes_over_the_claims_that_count():
     claims = [("a", "better", 0.02), ("b", "better", 0.04), ("c", "worse", 0.03), ("d", "equivalent", 0.6)]
-    assert counted(claims) == {"a": "undecided", "b": "undecided", "c": "undecided", "d": "contradicted"}
+    assert counted(claims) == {"a": "undecided", "b": "undecided", "c": "undecided", "d": "no gain of 3% or more"}
     assert counted(claims[:1]) == {"a": "supported"}
     assert counted([("a", "worse", 0.001)]) == {"a": "contradicted"}
     assert counted([("a", "cannot be asked", float("nan"))]) == {"a": "cannot be asked"}

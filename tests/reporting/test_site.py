@@ -108,7 +108,10 @@ def test_index_answers_whether_it_helps(results, tmp_path):
     change = f"{100 * np.expm1(np.mean(effects)):+.1f}%".replace("-", MINUS)
     assert "By the method, " in said
     assert f"FD changes by {change} [" in said
-    assert "Tests of the paper: iar helps: supported; another: contradicted." in said
+    assert (
+        "Rules that stood before their data, at this scale: iar helps: supported here; another: contradicted here."
+        in said
+    )
     assert "A gain of 5.9%, the paper's for its model B at 16x16 tokens, is" in said
     twice = [*pooled, replace(pooled[0], name="the same again")]
     write_report(bare, tmp_path, judge(twice, bare))
