@@ -112,7 +112,7 @@ def test_index_answers_whether_it_helps(results, tmp_path):
         "Rules that stood before their data, at this scale: iar helps: supported here; another: contradicted here."
         in said
     )
-    assert "A gain of 5.9%, the paper's for its model B at 16x16 tokens, is" in said
+    assert "A gain of 5.9%, as the paper's for its model B at 16x16 tokens in another FID, is" in said
     twice = [*pooled, replace(pooled[0], name="the same again")]
     write_report(bare, tmp_path, judge(twice, bare))
     assert "over 2 conditions (6 pairs of trainings)" in Page(write_index(tmp_path, twice).read_text()).text
