@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         "iar-study list components --profile full",
     )
     listing.add_argument("study", nargs="?", metavar="STUDY", help="tell of this one alone (default: a line for each)")
-    listing.add_argument("--profile", default="quick", metavar="P", help="that the times are for (default: quick)")
+    listing.add_argument("--profile", metavar="P", help="that the times are for (default: quick, or the plan's)")
 
     run = command(
         "run",
@@ -429,13 +429,13 @@ def _list(arguments: argparse.Namespace) -> int:
     from iar_study.study.study import load_profile, load_profiles, load_studies, load_study
 
     workspace = Workspace.find()
-    profile = load_profile(workspace.experiments, arguments.profile)
+    asked = load_study(workspace.experiments, arguments.study) if arguments.study else None
+    profile = load_profile(workspace.experiments, _profile(arguments, asked))
     profiles = list(load_profiles(workspace.experiments).values())
     every = load_studies(workspace.experiments).values()
     studies, planned = ([study for study in every if bool(study.plan) == with_plan] for with_plan in (False, True))
-    if arguments.study is not None:
-        study = load_study(workspace.experiments, arguments.study)
-        print(study_text(study, profile, estimate([study], profile, workspace)[1]))
+    if asked:
+        print(study_text(asked, profile, estimate([asked], profile, workspace)[1]))
         return 0
     print(registry_text(studies, planned, profiles, profile, *estimate(studies, profile, workspace)))
     return 0
@@ -489,6 +489,10 @@ def _until_decided(
         raise InputError("--until takes the seeds of the plan, look by look; leave --seeds and --dry-run out")
     if arguments.arms and study.plan.arm not in arguments.arms:
         raise InputError(f"the plan compares arm {study.plan.arm}; add it to --arms")
+    from iar_study.training.processes import n_processes
+
+    if n_processes() > 1:
+        raise InputError("--until looks at results in one process; under torchrun give --seeds, look by look")
     for pairs in study.plan.looks:
         arguments.seeds = list(study.plan.seeds(pairs))
         _unfit(arguments, [study], profile, settings)
@@ -497,18 +501,19 @@ def _until_decided(
         from iar_study.evidence.results import load_results
         from iar_study.evidence.rules import planned_looks
 
-        looks = planned_looks(load_results(workspace, study.name))
-        finding = looks[-1].finding
-        if _is_first():
-            print(f"{study.name}: look at {looks[-1].pairs} pairs: {finding}")
-        if finding != "undecided":
+        results = load_results(workspace, study.name)
+        looks = planned_looks(results)
+        if not looks or looks[-1].effect.pairs < looks[-1].pairs:
+            raise InputError(f"a planned pair is lost: {study.name} can no longer be decided; see its report")
+        print(f"{study.name}: look at {looks[-1].pairs} pairs: {looks[-1].finding}")
+        if looks[-1].finding != "undecided":
             break
     return 0
 
 
 def _profile(arguments: argparse.Namespace, study: Any) -> str:
     """Return the name of the profile that is asked for: else the plan's, or quick."""
-    return arguments.profile or (study.plan.profile if study.plan else "quick")
+    return arguments.profile or (study.plan.profile if study and study.plan else "quick")
 
 
 def _unfit(

@@ -18,52 +18,71 @@ from hashlib import sha256
 from pathlib import Path
 
 CLUSTERING = "codebook/clustering.py"
+STRATEGIES = ("_balanced", "_greedy", "_plain", "_blocks", "_random", "_agglomerative", "_agglomerative_equal")
+"""The functions of `CLUSTERING` that are strategies; all else there is every strategy's."""
+
 LLOYD = ("codebook/balanced_kmeans.py", "codebook/assignment.py", "codebook/augmenting_paths.py")
+LOOKS = ("evaluation/classifier.py", "tokenizers/vq.py", "tokenizers/patch_vq.py", "pipeline/making.py:decode")
+"""What pictures are made and seen by."""
 
 
 @dataclass(frozen=True)
 class Maker:
     """A part of the package that makes something.
 
-    source : its files, below the package; FILE:NAME is one function or class of a file.
+    source : its files, below the package. FILE:NAME is one function or class of a file, FILE:-A,B all but these.
     """
 
     version: int
     source: tuple[str, ...]
 
 
+def _strategy(*functions: str, source: tuple[str, ...] = ()) -> Maker:
+    """Return the maker of a strategy's clusters: what all share, its own functions and other files."""
+    others = ",".join(name for name in STRATEGIES if name not in functions)
+    return Maker(1, (f"{CLUSTERING}:-{others}", "codebook/norms.py", "codebook/kernels.py", *source))
+
+
 MAKERS = {
     "tokenizer": Maker(
         1,
         (
-            *("tokenizers/patch_vq.py", "tokenizers/vq.py", "training/train_tokenizer.py:train_tokenizer"),
-            *("training/one_cycle.py", "data/batches.py:batch_indices"),
+            *("tokenizers/patch_vq.py", "tokenizers/vq.py", "training/train_tokenizer.py"),
+            *("training/one_cycle.py", "data/batches.py"),
         ),
     ),
-    "codes": Maker(1, ("tokenizers/vq.py", "training/train_tokenizer.py:encode_images")),
+    "codes": Maker(1, ("tokenizers/patch_vq.py", "tokenizers/vq.py", "training/train_tokenizer.py:encode_images")),
     "classifier": Maker(
         1, ("evaluation/classifier.py", "training/train_classifier.py", "training/one_cycle.py", "data/batches.py")
     ),
     "clustering none": Maker(1, ()),
-    "clustering balanced": Maker(1, (f"{CLUSTERING}:_balanced", *LLOYD)),
-    "clustering greedy": Maker(1, (f"{CLUSTERING}:_greedy", f"{CLUSTERING}:_first_come_first_served")),
-    "clustering plain": Maker(1, (f"{CLUSTERING}:_plain",)),
-    "clustering blocks": Maker(1, (f"{CLUSTERING}:_blocks",)),
-    "clustering random": Maker(1, (f"{CLUSTERING}:_random",)),
-    "clustering agglomerative": Maker(1, (f"{CLUSTERING}:_agglomerative",)),
-    "clustering agglomerative-equal": Maker(
-        1, (f"{CLUSTERING}:_agglomerative", f"{CLUSTERING}:_agglomerative_equal", *LLOYD[1:])
-    ),
-    "orders": Maker(1, ("codebook/ordering.py",)),
-    "training": Maker(
-        1, ("generators/gpt.py", "training/train_gpt.py", "training/objective.py", "data/batches.py:TokenBatches")
-    ),
+    "clustering balanced": _strategy("_balanced", source=LLOYD),
+    "clustering greedy": _strategy("_greedy"),
+    "clustering plain": _strategy("_plain"),
+    "clustering blocks": _strategy("_blocks"),
+    "clustering random": _strategy("_blocks", "_random"),
+    "clustering agglomerative": _strategy("_agglomerative"),
+    "clustering agglomerative-equal": _strategy("_agglomerative", "_agglomerative_equal", source=LLOYD[1:]),
+    "orders": Maker(1, ("codebook/ordering.py", "codebook/norms.py", "codebook/kernels.py")),
+    "training": Maker(1, ("generators/gpt.py", "training/train_gpt.py", "training/objective.py", "data/batches.py")),
     "cluster loss": Maker(1, ("losses/cluster_cross_entropy.py",)),
     "smoothing": Maker(1, ("losses/smoothing.py",)),
     "predictions": Maker(1, ("evaluation/predictions.py",)),
-    "sampling": Maker(1, ("generators/sampling.py", "pipeline/attempt.py:draw")),
-    "samples' metrics": Maker(1, ("evaluation/features.py", "evaluation/fidelity.py", "pipeline/measuring.py")),
-    "near codes": Maker(1, ("evaluation/near_codes.py",)),
+    "sampling": Maker(
+        1,
+        (
+            *("generators/gpt.py", "generators/sampling.py"),
+            *("pipeline/attempt.py:sample_and_measure", "pipeline/attempt.py:draw"),
+        ),
+    ),
+    "samples' metrics": Maker(
+        1,
+        (
+            *("evaluation/features.py", "evaluation/fidelity.py", "pipeline/measuring.py"),
+            *(*LOOKS, "pipeline/making.py:make_reference"),
+        ),
+    ),
+    "near codes": Maker(1, ("evaluation/near_codes.py", "pipeline/attempt.py:_replace_tokens")),
 }
 """Name -> maker. Of a strategy, "clustering NAME"."""
 
@@ -89,10 +108,13 @@ def _digest(source: tuple[str, ...]) -> str:
 
 
 def _code(part: str) -> str:
-    """Return the code of FILE or FILE:NAME, without comments, docstrings and layout."""
+    """Return the code of a part of a maker's source, without comments, docstrings and layout."""
     file, _, name = part.partition(":")
     tree: ast.AST = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
-    if name:
+    if name.startswith("-"):
+        left_out = name[1:].split(",")
+        tree.body = [node for node in tree.body if getattr(node, "name", "") not in left_out]  # type: ignore[attr-defined]
+    elif name:
         (tree,) = (node for node in ast.iter_child_nodes(tree) if getattr(node, "name", "") == name)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -374,8 +374,10 @@ def _shared_by_seeds(ended: list[dict[str, Any]]) -> str:
     if len({trial["seed"] for trial in ended}) == 1:
         return ""
     made = {(trial["config"]["tokenizer.codebook_size"], trial["inputs"]["tokenizer"]) for trial in ended}
-    several = len(made) > len({size for size, _ in made})
-    return "; another tokenizer for each" if several else "; the same tokenizer for all"
+    sizes, seeds = len({size for size, _ in made}), len({trial["seed"] for trial in ended})
+    if len(made) == sizes:
+        return "; the same tokenizer for all"
+    return "; another tokenizer for each" if len(made) >= sizes * seeds else f"; {len(made)} tokenizers"
 
 
 def trials_in_words(trials: Iterable[dict[str, Any]]) -> str:

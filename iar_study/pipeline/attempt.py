@@ -26,7 +26,6 @@ from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import GPT
 from iar_study.generators.sampling import generate
-from iar_study.makers import sources
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, seen_by
 from iar_study.pipeline.stages import images_of, load_codebook, load_codes
@@ -94,7 +93,10 @@ def _train(trial: Trial, folder: Path) -> None:
     fabric = launch(config)
     codes, rearrangement = load_codes(shared), Rearrangement.load(shared.rearrangement)
     if fabric.is_global_zero:
-        write_json(folder / "trial.json", describe(trial, codes))
+        about = describe(trial, codes)
+        if any((folder / "checkpoints").glob("*.json")):  # what is done was done by these, and stays so
+            about["makers"] = read_json(folder / "trial.json").get("makers", {})
+        write_json(folder / "trial.json", about)
     measure = partial(sample_and_measure, trial, codes.class_names, folder)
     try:
         model = train_gpt(config, codes, rearrangement, Rearrangement.load(shared.judging), folder, measure, fabric)
@@ -266,7 +268,7 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
         "inputs": trial.shared.digests,
         "data": trial.shared.data,
         "parameters": model.n_parameters(),
-        "makers": sources(trial.makers),
+        "makers": dict(trial.made_by),
         **facts(trial.shared),
         "code": {"commit": commit, "dirty": dirty},
         "environment": {**environment(), "processes": str(n_processes())},

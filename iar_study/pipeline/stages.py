@@ -358,13 +358,15 @@ def makers_of_clustering(config: ClusteringConfig) -> list[str]:
 def _product(workspace: Workspace, kind: str, makers: Sequence[str], *key: Any) -> Path:
     """Return where the product that these make from `key` lies; raise `NotMade` where it may not be made and is not.
 
-    What was made again since its makers' source changed has a name of its own, in which that source is.
+    What is made again since its makers' source changed has a name of its own, in which that source is.
     """
-    name = digest(RECIPE, THREADS, kind, *key, *versions(makers))[:16]
-    path = workspace.cache / f"{kind}-{name}.safetensors"
-    again = workspace.cache / f"{kind}-{digest(name, sources(makers))[:16]}.safetensors"
-    if again.exists() or (workspace.again and path.exists() and changed(load_metadata(path).get("makers", {}))):
-        path = again
+    plain = f"{kind}-{digest(RECIPE, THREADS, kind, *key, *versions(makers))[:16]}"
+    path = workspace.cache / f"{workspace.name(plain)}.safetensors"
+    if workspace.again and path.exists() and changed(load_metadata(path).get("makers", {})):
+        name = f"{kind}-{digest(plain, sources(makers))[:16]}"
+        path = workspace.cache / f"{name}.safetensors"
+        if not workspace.frozen:
+            workspace.rename(plain, name)
     if workspace.frozen and not path.exists():
         raise NotMade(kind, path)
     return path

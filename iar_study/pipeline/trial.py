@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from iar_study.config import TrialConfig, identity
 from iar_study.errors import InputError
 from iar_study.makers import changed, sources, versions
 from iar_study.pipeline.stages import RECIPE, Shared
-from iar_study.pipeline.workspace import Workspace, is_finished
+from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_metadata, read_json
 from iar_study.study.study import Kind, Study
 
@@ -26,8 +26,10 @@ class Trial:
     kind: Kind = "training"
     base: Trial | None = None
     """Of a trial that samples: the one that trains the GPT."""
-    again: bool = False
-    """Whether it is made anew, as another source of its makers had made it; that source then counts in its name."""
+    name: str = ""
+    """That it was made again under, since its makers' source changed; "" where it was not."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """Maker -> digest of its source, when the run began."""
 
     @property
     def makers(self) -> list[str]:
@@ -43,10 +45,11 @@ class Trial:
     @property
     def hash(self) -> str:
         """Identity: config, content of the inputs, makers' versions; names of data sets and arms do not count."""
-        return digest(self._hash, sources(self.makers))[:16] if self.again else self._hash
+        return self.name or self.plain
 
     @property
-    def _hash(self) -> str:
+    def plain(self) -> str:
+        """Its name, if it was never made again."""
         made_by = versions(self.makers)
         if self.base is not None:
             sampled = {key: value for key, value in asdict(self.config.evaluation).items() if key != "noise" or value}
@@ -73,21 +76,25 @@ def trial_of(
     trial = Trial(arm, seed, config, shared, study.kind)
     if study.kind == "sampling":
         base = replace(config, evaluation=profile.evaluation)
-        trial = replace(trial, base=_as_made(Trial(arm, seed, base, shared), workspace))
-    return _as_made(trial, workspace)
+        trial = replace(trial, base=_named(Trial(arm, seed, base, shared), workspace))
+    return _named(trial, workspace)
 
 
-def _as_made(trial: Trial, workspace: Workspace) -> Trial:
-    """Return the trial as it was made again, or is to be, where another source of its makers made it before."""
-    again = replace(trial, again=True)
-    if again.folder(workspace.trials).exists():
-        return again
-    return again if workspace.again and _other_makers(trial.folder(workspace.trials)) else trial
+def _named(trial: Trial, workspace: Workspace) -> Trial:
+    """Return the trial with its makers' source, and the name that it was made again under, or is to be."""
+    trial = replace(trial, made_by=sources(trial.makers))
+    name = workspace.name(trial.plain)
+    if workspace.again and _other_makers(workspace.trials / name):
+        name = digest(trial.plain, trial.made_by)[:16]
+        if not workspace.frozen:
+            workspace.rename(trial.plain, name)
+    return trial if name == trial.plain else replace(trial, name=name)
 
 
 def _other_makers(folder: Path) -> list[str]:
-    """Return the makers of a finished trial whose source is another one now; of older trials none is known."""
-    return changed(read_json(folder / "trial.json").get("makers", {})) if is_finished(folder) else []
+    """Return the makers of a trial, begun or finished, whose source is another one now; older trials tell of none."""
+    path = folder / "trial.json"
+    return changed(read_json(path).get("makers", {})) if path.exists() else []
 
 
 def outdated(folders: Iterable[Path], products: Iterable[Path]) -> str:

@@ -18,6 +18,7 @@ class Workspace:
     runs/cache       products shared by trials (tokenizer, codes, classifier, clusterings), named by content
     runs/trials      one folder per trial, named by its hash
     runs/studies     which trials the last run of a study asked for
+    runs/again.json  names of what was made again since its makers' source changed
     runs/warnings.log  what libraries warned of
     mlflow.db        the tracking store; its pictures and files lie in mlartifacts
     """
@@ -52,6 +53,25 @@ class Workspace:
     @property
     def studies(self) -> Path:
         return self.root / "runs" / "studies"
+
+    def name(self, plain: str) -> str:
+        """Return the name that a trial or product has now: its own, or the last that it was made again under."""
+        return self._names().get(plain, plain)
+
+    def rename(self, plain: str, name: str) -> None:
+        """Remember under which name a trial or product is made again; called while no other run prepares."""
+        from iar_study.storage import write_json
+
+        write_json(self._made_again, {**self._names(), plain: name})
+
+    def _names(self) -> dict[str, str]:
+        from iar_study.storage import read_json
+
+        return read_json(self._made_again) if self._made_again.exists() else {}
+
+    @property
+    def _made_again(self) -> Path:
+        return self.root / "runs" / "again.json"
 
     @property
     def warnings(self) -> Path:
@@ -107,7 +127,8 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
 def studies_made(workspace: Workspace, studies: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """Return the folders of the trials, and the products, that the last runs of studies asked for."""
     manifests = [read_manifest(workspace, study) for study in studies]
-    folders = [workspace.trials / trial["hash"] for manifest in manifests for trial in manifest["trials"]]
+    names = [name for each in manifests for name in (*(t["hash"] for t in each["trials"]), *each.get("bases", ()))]
+    folders = [workspace.trials / name for name in names]
     return folders, [workspace.cache / name for manifest in manifests for name in manifest.get("products", ())]
 
 

@@ -62,10 +62,11 @@ def conclusion(results: Results) -> str:
         table = comparison(results, key).loc[others]
         clauses.append(f"{metric.label} is {findings_in_words(table, metric)}")
         undecided |= bool((table["finding"] == "undecided").any())
+    unadjusted = "none of it is adjusted for the looks of the plan, whose answer stands below; " if results.plan else ""
     caveat = "undecided means that these seeds can tell neither a difference nor that there is none that matters; "
     return (
         f"{where}{results.compared_in_words} seed by seed (95% intervals in brackets): "
-        f"{'; '.join(clauses)}; {caveat if undecided else ''}{limit}"
+        f"{'; '.join(clauses)}; {caveat if undecided else ''}{unadjusted}{limit}"
     )
 
 

@@ -100,7 +100,8 @@ def run_study(
     for data in {config.data for _, _, config in configs}:
         absent(data)  # a folder that is none is refused before a word
     display.say(_in_words(study, profile, configs))
-    write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace)
+    plan = record(study, workspace.experiments)
+    write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace, plan)
     together = n_processes() > 1
     trials = None if together else _all_finished(study, base, configs, workspace)
     if trials is not None:
@@ -163,7 +164,8 @@ def _tell_ended(recorder: Recorder, trials: Sequence[Trial]) -> None:
 
 def _tell_outdated(trials: Sequence[Trial], workspace: Workspace, display: Display) -> None:
     products = [workspace.cache / name for trial in trials for name in trial.shared.products]
-    if told := outdated([trial.folder(workspace.trials) for trial in trials], products):
+    made = [*trials, *(trial.base for trial in trials if trial.base)]
+    if told := outdated([trial.folder(workspace.trials) for trial in made], products):
         display.say(told)
 
 
@@ -238,6 +240,7 @@ def _write_manifest(
     base: TrialConfig,
     settings: Mapping[str, Any],
     workspace: Workspace,
+    plan: Mapping[str, Any] | None,
     trials: Sequence[Trial],
     recorder: Recorder | None = None,
 ) -> list[str]:
@@ -259,7 +262,7 @@ def _write_manifest(
             for arm in study.arms
         ],
         "profile": profile.name,
-        "plan": record(study, workspace.experiments),
+        "plan": _since_when(plan, before.get("plan")),
         "config": flatten(base),
         "settings": {key: str(value) for key, value in settings.items()},
         "trials": [
@@ -279,6 +282,12 @@ def _write_manifest(
     if manifest != before:
         write_json(path, manifest)
     return [trial["run_id"] for trial in manifest["trials"]]
+
+
+def _since_when(plan: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the record of a plan, the earlier one where it is of the same plan: history may be written anew."""
+    same = plan and before and before["commit"] and before["digest"] == plan["digest"]
+    return before if same else plan
 
 
 def _run_all(

@@ -14,21 +14,24 @@ from iar_study.study.study import PLANS, Plan, Study
 
 
 def record(study: Study, experiments: Path) -> dict[str, Any] | None:
-    """Return what a manifest keeps of a study's plan: its values, its file and digest, and the commit that brought it.
+    """Return what a manifest keeps of a study's plan: its values, file and digest, and the commit that brought it.
 
-    The commit and its time are "" where the file is not committed as it is.
+    The digest and the commit are of the plan and of the profiles, which say how large its trainings are. The commit and
+    its time are "" where the two are not committed as they are.
     """
     if study.plan is None:
         return None
-    path = experiments / PLANS / f"{study.name}.py"
-    name = str(path.relative_to(experiments.parent))
-    if not path.is_file():
-        raise InputError(f"the plan of study {study.name!r} is not at {name}; put it there")
-    commit, _, committed = _git(experiments.parent, "log", "-1", "--format=%H %cI", "--", name).partition(" ")
-    if _git(experiments.parent, "status", "--porcelain", "--", name):
+    paths = [experiments / PLANS / f"{study.name}.py", experiments / "profiles.py"]
+    names = [str(path.relative_to(experiments.parent)) for path in paths]
+    if not paths[0].is_file():
+        raise InputError(f"the plan of study {study.name!r} is not at {names[0]}; put it there")
+    commit, _, committed = _git(experiments.parent, "log", "-1", "--format=%H %cI", "--", *names).partition(" ")
+    if _git(experiments.parent, "status", "--porcelain", "--", *names):
         commit = committed = ""
-    known = {"file": name, "digest": sha256(path.read_bytes()).hexdigest(), "commit": commit, "committed": committed}
-    return {**asdict(study.plan), **known}
+    told = sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    known = {"file": names[0], "digest": told, "commit": commit, "committed": committed}
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(study.plan).items()}
+    return {**values, **known}
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -57,7 +60,7 @@ def departures(
     """
     found = []
     if not recorded["commit"]:
-        found.append(f"{recorded['file']} was not committed as it was run")
+        found.append(f"{recorded['file']} was not committed as it was run, with its profiles")
     if profile != recorded["profile"]:
         found.append(f"it was run at {profile}, the plan is for {recorded['profile']}")
     if settings:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.errors import InputError, nearest
+from iar_study.evaluation.metrics import FIDELITY
 
 Kind = Literal["training", "near-codes", "sampling"]
 """What a trial does: train a GPT; replace tokens by other codes and look at the pictures; or sample in the arm's way
@@ -74,6 +75,9 @@ class Plan:
             )
         if not 0 < self.margin < 1 or self.draws < 1:
             raise InputError(f"a plan has margin {self.margin} and {self.draws} draws; give 0 < margin < 1, draws >= 1")
+        family = FIDELITY.get(self.metric.partition("/")[0])
+        if family is None or not family.relative:
+            raise InputError(f"a plan is for a metric that is compared by ratios, such as fd; {self.metric!r} is not")
 
     def seeds(self, pairs: int) -> tuple[int, ...]:
         """Return the seeds of the first so many pairs."""
@@ -119,6 +123,10 @@ class Study:
         self.arm(self.baseline)
         if self.plan and self.beside(self.arm(self.plan.arm)) == self.plan.arm:
             raise InputError(f"study {self.name!r} plans to compare {self.plan.arm!r} with itself; name another arm")
+        drawn_keys = {*self.plan.drawn, "seed"} if self.plan else set()
+        for arm in self.arms:
+            if drawn := {*arm.settings, *arm.scale} & drawn_keys:
+                raise InputError(f"study {self.name!r}: arm {arm.name!r} sets {min(drawn)}, which the plan draws")
         for arm in self.arms:
             beside = self.beside(arm)
             if self.beside(self.arm(beside)) != beside:

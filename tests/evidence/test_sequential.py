@@ -113,7 +113,16 @@ def test_the_spread_between_draws_widens_the_interval_and_each_draw_counts_alike
 
 @pytest.mark.parametrize(
     "settings",
-    [{"looks": ()}, {"looks": (5, 5)}, {"looks": (1, 2)}, {"looks": (5, 9), "draws": 6}, {"margin": 0.0}, {"draws": 0}],
+    [
+        {"looks": ()},
+        {"looks": (5, 5)},
+        {"looks": (1, 2)},
+        {"looks": (5, 9), "draws": 6},
+        {"margin": 0.0},
+        {"draws": 0},
+        {"metric": "val/token_nll"},
+        {"metric": "fdd"},
+    ],
 )
 def test_a_plan_that_cannot_be_followed_is_refused(settings):
     with pytest.raises(InputError, match="a plan"):

@@ -25,11 +25,13 @@ from iar_study.generators.sampling import generate
 from iar_study.losses import smoothed_cross_entropy, token_and_cluster_cross_entropy
 from iar_study.losses.smoothing import cluster_spread
 from iar_study.makers import MAKERS, changed, sources
-from iar_study.pipeline.trial import outdated
+from iar_study.pipeline.attempt import run_trial
+from iar_study.pipeline.stages import prepare
+from iar_study.pipeline.trial import outdated, trial_of
 from iar_study.pipeline.workspace import studies_made
 from iar_study.running.display import Display
 from iar_study.running.runner import run_study
-from iar_study.storage import read_json
+from iar_study.storage import read_json, write_json
 from iar_study.study.study import load_profile, load_study
 from iar_study.training.train_classifier import train_classifier
 from iar_study.training.train_gpt import initial_model, train_gpt
@@ -148,6 +150,7 @@ GOLDEN = {
 def test_every_maker_has_its_golden_numbers():
     assert [name for name, _ in GOLDEN] == list(MAKERS)
     assert [version for _, version in GOLDEN] == [maker.version for maker in MAKERS.values()]
+    assert {function.__name__ for function in STRATEGIES.values()} == set(makers.STRATEGIES)
     assert {name.removeprefix("clustering ") for name in MAKERS if name.startswith("clustering ")} == {
         "none",
         *STRATEGIES,
@@ -224,6 +227,12 @@ def test_an_edited_strategy_is_told_and_made_anew_on_demand(run, workspace, monk
     after = {trial["arm"]: trial["hash"] for trial in read_json(workspace.studies / "components.json")["trials"]}
     assert {arm for arm in before if before[arm] != after[arm]} == {"iar"}
     assert run() == ((0, 3), [])  # what was made again is what is found from now on
+    other(monkeypatch, "clustering greedy", source=("config.py",))  # a second edit
+    found, told = run()
+    assert (found, len(told)) == ((0, 3), 1)
+    assert {trial["hash"] for trial in read_json(workspace.studies / "components.json")["trials"]} == set(
+        after.values()
+    )
 
 
 def test_an_edited_metric_is_told_and_measured_anew_on_demand(run, workspace, monkeypatch):
@@ -237,6 +246,45 @@ def test_an_edited_metric_is_told_and_measured_anew_on_demand(run, workspace, mo
     assert run(again=True) == ((3, 0), [])
     assert run(again=True) == ((0, 3), [])
     assert outdated(*studies_made(workspace, ["components"])) == ""
+
+
+def test_a_training_that_was_begun_by_another_source_tells_so_and_begins_anew_on_demand(workspace, monkeypatch):
+    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+    config = with_settings(profile.config, SMALL)
+    shared = prepare(config, workspace, lambda *_: None)
+
+    def trial(again=False):
+        return trial_of(study, config, "baseline", 0, config, shared, replace(workspace, again=again))
+
+    begun = trial()
+    folder = begun.folder(workspace.trials)
+    write_json(folder / "trial.json", {"makers": dict(begun.made_by)})
+    assert outdated([folder], []) == ""
+    other(monkeypatch, "training", **EDITED)
+    assert "1 trial made by another source of: training;" in outdated([folder], [])
+    assert trial().hash == begun.hash
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "000002.json").write_text("{}")
+    run_trial(trial(), workspace.trials)
+    assert read_json(folder / "trial.json")["makers"] == begun.made_by  # it went on from what the first source did
+    assert trial(again=True).hash != begun.hash
+    assert trial().hash == trial(again=True).hash
+
+
+def test_of_samples_the_training_is_told_too(workspace, monkeypatch, capsys):
+    study, profile = load_study(workspace.experiments, "guidance"), load_profile(workspace.experiments, "smoke")
+
+    def run():
+        with Display() as display:
+            arms = ["baseline, s=1"]
+            run_study(study, profile, workspace, display, seeds=[0], arms=arms, settings=SMALL, executor="here")
+        return [line for line in capsys.readouterr().err.splitlines() if "another source" in line]
+
+    assert run() == []
+    other(monkeypatch, "cluster loss", **EDITED)
+    (told,) = run()
+    assert told.startswith("1 trial made by another source of: cluster loss;")
+    assert outdated(*studies_made(workspace, ["guidance"])) == told
 
 
 def test_comments_and_layout_are_no_other_source(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from iar_study.errors import InputError
 from iar_study.evidence.results import load_results
 from iar_study.evidence.rules import Planned
 from iar_study.reporting.report import write_report
+from iar_study.running.runner import _since_when
 from iar_study.study.plans import departures, plan_of, record
 from iar_study.study.study import Arm, Plan, Study, arm_config, load_study
 from tests.evidence.test_claims import results
@@ -69,6 +70,20 @@ def test_pairs_share_their_draw_and_nothing_else():
         assert {a[key] for key in plan.drawn} == {1000 + (seed - 1000) % 3}
 
 
+def test_a_plan_kept_from_its_first_run_survives_a_rewritten_history():
+    later = RECORD | {"commit": "d" * 40, "committed": "2026-12-01T00:00:00+00:00"}
+    assert _since_when(later, RECORD) == RECORD
+    assert _since_when(later, RECORD | {"digest": "e" * 64}) == later
+    assert _since_when(later, RECORD | {"commit": ""}) == later
+    assert _since_when(later, None) == later
+    assert _since_when(None, None) is None
+
+
+def test_what_the_plan_draws_no_arm_sets():
+    with pytest.raises(InputError, match=r"arm 'b' sets clustering\.seed, which the plan draws"):
+        Study("s", "?", ".", "a", (Arm("a", ""), Arm("b", "", {"clustering.seed": 3})), plan=replace(PLAN, arm="b"))
+
+
 def test_a_plan_compares_two_arms():
     with pytest.raises(InputError, match="compare 'a' with itself"):
         Study("s", "?", ".", "a", (Arm("a", ""),), plan=replace(PLAN, arm="a"))
@@ -104,6 +119,11 @@ def test_the_record_tells_since_when_the_plan_stands_as_it_is(workspace):
     git(workspace, "add", ".")
     git(workspace, "commit", "-qm", "plan")
     first = record(study, workspace.experiments)
+    profiles = workspace.experiments / "profiles.py"
+    text = profiles.read_text()
+    profiles.write_text(text + "\n")  # how large its trainings are is part of a plan
+    assert record(study, workspace.experiments)["commit"] == ""
+    profiles.write_text(text)
     assert (first["commit"], first["file"]) == (git(workspace, "rev-parse", "HEAD"), "experiments/plans/mine.py")
     git(workspace, "commit", "-qm", "more", "--allow-empty")
     assert record(study, workspace.experiments) == first
@@ -120,7 +140,10 @@ def test_the_record_tells_since_when_the_plan_stands_as_it_is(workspace):
         ({"profile": "quick"}, ["it was run at quick, the plan is for smoke"]),
         ({"settings": {"train.lr": "0.1"}}, ["settings were changed: train.lr=0.1"]),
         ({"older": ["iar, seed 1"]}, ["older than the plan: iar, seed 1"]),
-        ({"recorded": RECORD | {"commit": ""}}, ["experiments/plans/made-up.py was not committed as it was run"]),
+        (
+            {"recorded": RECORD | {"commit": ""}},
+            ["experiments/plans/made-up.py was not committed as it was run, with its profiles"],
+        ),
     ],
 )
 def test_what_departs_from_a_plan_is_told(changed, said):
@@ -146,7 +169,7 @@ def test_the_rule_says_what_the_first_look_that_decides_has_found():
         ({"departures": ("it was run at quick",)}, "not as planned: it was run at quick"),
         ({"plan": RECORD | {"arm": "small"}}, "'small' was not run"),
         ({"plan": RECORD | {"looks": [9, 12]}}, "the first look is at 9 pairs"),
-        ({"plan": RECORD | {"metric": "val/token_nll"}}, "not measured"),
+        ({"plan": RECORD | {"metric": "kd"}}, "by ratios"),
     ],
 )
 def test_without_its_plan_followed_nothing_is_tested(changed, message):
