@@ -118,7 +118,7 @@ def test_what_goes_beyond_does_not_change_the_first(workspace, exported, tmp_pat
 def test_a_killed_export_goes_on_to_the_same_bytes(workspace, exported, tmp_path):
     path, name = tmp_path / "killed.npz", trial_of(workspace, "greedy")
     script = (
-        "import os, signal, sys; from iar_study.study import samples; calls = []; real = samples.draw\n"
+        "import os, signal, sys; from iar_study.running import samples; calls = []; real = samples.draw\n"
         "def draw(*given, **named):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
