@@ -82,7 +82,7 @@ def look(
 
     Raises `InputError` as `run_study` does, but not for weights of a large extractor, which are not loaded.
     """
-    known = {} if known is None else known
+    known, frozen = {} if known is None else known, replace(workspace, frozen=True)
     others = _trials_run_here(workspace, study.name)
     base, configs = asked(study, profile, arms, seeds, settings, n_processes())
     needed: dict[Any, tuple[int, FoundStage, set[Any]]] = {}
@@ -93,13 +93,13 @@ def look(
         missing = absent(config.data)
         if not missing:
             check(config, load=False)
-        stages = stages_of(config, replace(workspace, frozen=True), lambda *_: None)
+        stages = stages_of(config, frozen, lambda *_: None)
         shared = NotMade("images") if missing else _shared(stages)
         trial = None
         if isinstance(shared, NotMade):
             first = first or missing or f"the {shared.kind} is to be made"
         else:
-            trial = trial_of(study, base, arm.name, seed, config, shared, workspace)
+            trial = trial_of(study, base, arm.name, seed, config, shared, frozen)
 
         identity = trial.hash if trial else (study.kind, same_trial(config))
         rows: list[tuple[str, Any, Trial | None]] = [(arm.name, identity, trial)]

@@ -173,7 +173,7 @@ def _all_finished(
     study: Study, base: TrialConfig, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
 ) -> list[Trial] | None:
     """Return the trials where all that they share is made and every one has ended; else None. Nothing is made."""
-    if any(absent(data) for data in {config.data for _, _, config in configs}):
+    if workspace.again or any(absent(data) for data in {config.data for _, _, config in configs}):
         return None
     trials, frozen = [], replace(workspace, frozen=True)
     for arm, seed, config in configs:
@@ -181,7 +181,7 @@ def _all_finished(
             shared = stages_of(config, frozen, lambda *_: None).shared()
         except (NotMade, InputError):  # of what does not fit, the checks will say more
             return None
-        trial = trial_of(study, base, arm.name, seed, config, shared, workspace)
+        trial = trial_of(study, base, arm.name, seed, config, shared, frozen)
         # A report needs the products that tell no trials apart, too.
         made = all((workspace.cache / name).is_file() for name in shared.products)
         if not made or not is_finished(trial.folder(workspace.trials)):

@@ -30,6 +30,7 @@ from iar_study.pipeline.stages import prepare
 from iar_study.pipeline.trial import outdated, trial_of
 from iar_study.pipeline.workspace import studies_made
 from iar_study.running.display import Display
+from iar_study.running.dry_run import look
 from iar_study.running.runner import run_study
 from iar_study.storage import read_json, write_json
 from iar_study.study.study import load_profile, load_study
@@ -223,6 +224,12 @@ def test_an_edited_strategy_is_told_and_made_anew_on_demand(run, workspace, monk
         "1 product made by another source of: clustering greedy; `iar-study run ... --again` makes them anew"
     ]
     before = {trial["arm"]: trial["hash"] for trial in read_json(workspace.studies / "components.json")["trials"]}
+    kept = sorted(workspace.root.rglob("*"))
+    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+    arms = {"arms": ["iar", "blocks"], "settings": SMALL, "seeds": [0]}
+    seen = look(study, profile, replace(workspace, again=True), **arms)
+    assert {trial.state for trial in seen.trials} == {"finished", "unknown"}  # the clusters are to be made first
+    assert sorted(workspace.root.rglob("*")) == kept
     assert run(again=True) == ((1, 2), [])
     after = {trial["arm"]: trial["hash"] for trial in read_json(workspace.studies / "components.json")["trials"]}
     assert {arm for arm in before if before[arm] != after[arm]} == {"iar"}
