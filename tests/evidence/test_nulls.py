@@ -14,7 +14,7 @@ from iar_study.evidence.results import Results
 from iar_study.evidence.rules import Above, AmongBest, Better, BetterOverAll, InLessTime, InShorterTraining
 from iar_study.evidence.statistics import MARGIN, Effect, SharedSpread
 
-STUDIES = 1000
+STUDIES = 500
 FD, SHARE, CHANCE = "fd/classifier@2k", "val/right_cluster_if_wrong", "val/right_cluster_by_chance"
 SPREAD = 0.09
 """Standard deviation of the log of a ratio of one pair: that of the committed runs of the exact assignment."""

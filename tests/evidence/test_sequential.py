@@ -57,18 +57,18 @@ def simulate(effect: float, studies: int, of_draw: float = OF_DRAW) -> dict[str,
 
 @pytest.mark.parametrize("of_draw", [0.0, OF_DRAW, 0.05])
 def test_over_all_looks_nothing_is_found_better_or_worse_in_more_than_five_percent(of_draw):
-    found = simulate(0.0, 1000, of_draw)
-    assert found["better"] + found["worse"] <= 0.05 + 2.5 * (0.05 * 0.95 / 1000) ** 0.5
+    found = simulate(0.0, 600, of_draw)
+    assert found["better"] + found["worse"] <= 0.05 + 2.5 * (0.05 * 0.95 / 600) ** 0.5
 
 
 @pytest.mark.parametrize("change", [-0.03, 0.03 / 1.03])
 def test_over_all_looks_a_change_of_the_margin_is_equivalent_in_at_most_five_percent(change):
-    assert simulate(change, 1000)["equivalent"] <= 0.05 + 2.5 * (0.05 * 0.95 / 1000) ** 0.5
+    assert simulate(change, 600)["equivalent"] <= 0.05 + 2.5 * (0.05 * 0.95 / 600) ** 0.5
 
 
 @pytest.mark.parametrize(("change", "answer"), [(-0.06, "better"), (0.06, "worse")])
 def test_a_change_of_twice_the_margin_is_found_by_sixty_pairs(change, answer):
-    found = simulate(change, 400)
+    found = simulate(change, 300)
     assert found[answer] >= 0.8
     assert found["better" if answer == "worse" else "worse"] <= 0.01
 
