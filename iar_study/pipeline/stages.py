@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,6 +93,13 @@ def check(config: TrialConfig, load: bool = True) -> None:
         from iar_study.pipeline.measuring import load_network
 
         load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
+    torch = find_spec("torch")
+    where = str(torch.origin) if torch else ""
+    if config.compute.compile and config.compute.device == "cpu" and " " in where:
+        raise InputError(
+            f"compute.compile = true, but torch's compiler cannot link below a folder with a space in its name: "
+            f"{where}; make the environment elsewhere, or leave it out"
+        )
     if config.compute.device == "cuda":
         from torch import cuda
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,3 +266,11 @@ def test_doctor_counts_them(workspace: Workspace, encoded: dict[str, str]) -> No
     assert found.text == "1,437 + 360 images, 10 classes, 2 augmentations, 16 tokens of 64 codes"
     (absent,) = [finding for finding in examine("codes:nowhere") if finding.what.startswith("data codes:")]
     assert not absent.fits
+
+
+def test_a_compiler_that_cannot_link_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.check(smoke({"compute.compile": "true"}))
+    monkeypatch.setattr(stages, "find_spec", lambda name: SimpleNamespace(origin="/a folder/torch/__init__.py"))
+    stages.check(smoke({}))
+    with pytest.raises(InputError, match=r"cannot link below a folder with a space .* /a folder/torch"):
+        stages.check(smoke({"compute.compile": "true"}))

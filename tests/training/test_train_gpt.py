@@ -173,6 +173,8 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(size, codes, config, tm
 def test_how_a_block_is_computed_changes_nothing_beyond_rounding(setting, codes, config, tmp_path):
     if setting == "compute.compile" and not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler")
+    if setting == "compute.compile" and " " in torch.__file__:
+        pytest.skip("torch's compiler cannot link in such a folder, which `stages.check` tells")
     config = with_settings(without_dropout(config), {"train.steps": 10})
     train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "plain")
     train_gpt(with_settings(config, {setting: True}), codes, CLUSTERS, CLUSTERS, tmp_path / "other")
