@@ -269,6 +269,7 @@ def test_doctor_counts_them(workspace: Workspace, encoded: dict[str, str]) -> No
 
 
 def test_a_compiler_that_cannot_link_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "find_spec", lambda name: SimpleNamespace(origin="/folder/torch/__init__.py"))
     stages.check(smoke({"compute.compile": "true"}))
     monkeypatch.setattr(stages, "find_spec", lambda name: SimpleNamespace(origin="/a folder/torch/__init__.py"))
     stages.check(smoke({}))
