@@ -483,8 +483,8 @@ def _until_decided(
     arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
 ) -> int:
     """Run a planned study look by look, until one of them decides or the last is taken."""
-    if study.plan is None:
-        raise InputError(f"study {study.name} has no plan; --until is for those of experiments/plans")
+    if study.plan is None or arguments.study == "all":
+        raise InputError(f"study {arguments.study} has no plan; --until is for those of experiments/plans")
     if arguments.seeds or arguments.dry_run:
         raise InputError("--until takes the seeds of the plan, look by look; leave --seeds and --dry-run out")
     if arguments.arms and study.plan.arm not in arguments.arms:

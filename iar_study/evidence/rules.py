@@ -371,15 +371,12 @@ class Planned:
 
     def judge(self, results: Results) -> Found:
         """Raises `InputError` where the study has no plan, was not run as it says, or its arm was not run."""
-        if results.plan is None:
-            raise InputError(f"study {results.study} has no plan")
         if results.departures:
             raise InputError(f"not as planned: {'; '.join(results.departures)}")
-        plan = plan_of(results.plan)
-        looks = planned_looks(results)
+        looks, plan = planned_looks(results), plan_of(results.plan or {})
         than = results.baselines[plan.arm]
         about = metric_named(_measured(results, plan.metric))
-        rows = tuple(_of_look(taken, f"{plan.arm} / {than}", about, results) for taken in looks)
+        rows = tuple(_of_look(taken, f"{plan.arm} / {than}", about) for taken in looks)
         if not looks:
             raise InputError(f"the first look is at {plan.looks[0]} pairs; fewer have ended")
         last = looks[-1]
@@ -393,14 +390,12 @@ class Planned:
 def planned_looks(results: Results) -> list[Look]:
     """Return the looks of the study's plan that so many pairs allow, up to the first one that decides.
 
-    Raises `InputError` where there is no plan, its arm was not run, or its metric is not compared by ratios.
+    Raises `InputError` where there is no plan, its arm was not run, or its metric was not measured.
     """
     if results.plan is None:
         raise InputError(f"study {results.study} has no plan")
     plan = plan_of(results.plan)
     about = metric_named(key := _measured(results, plan.metric))
-    if not about.relative:
-        raise InputError(f"a plan is for a metric that is compared by ratios; {about.label} is not")
     than = results.baselines[_run(results, plan.arm)]
     differences = paired_differences(results.final, key, than, [plan.arm])[plan.arm]
     unended = results.missing[results.missing["status"] != "diverged"]
@@ -495,17 +490,10 @@ def _row(results: Results, metric: str, arm: str, than: str | None, margin: floa
     )
 
 
-def _of_look(taken: Look, what: str, about: Metric, results: Results) -> Row:
-    plan = plan_of(results.plan or {})
-    of_look = paired_differences(
-        results.final, _measured(results, plan.metric), results.baselines[plan.arm], [plan.arm]
-    )[plan.arm][list(plan.seeds(taken.pairs))]
-    pairs = {str(seed): float(value) for seed, value in of_look.dropna().items()}
-    effect = taken.effect
-    ends = effect.interval(1 - taken.level)
-    return Row(
-        what, about.label, about.relative, effect.mean, *ends, effect.p, taken.finding, *leave_one_out(of_look), pairs
-    )
+def _of_look(taken: Look, what: str, about: Metric) -> Row:
+    pairs = {str(seed): float(value) for seed, value in taken.differences.dropna().items()}
+    effect, ends, without_one = taken.effect, taken.effect.interval(1 - taken.level), leave_one_out(taken.differences)
+    return Row(what, about.label, about.relative, effect.mean, *ends, effect.p, taken.finding, *without_one, pairs)
 
 
 def _answer_of(finding: str) -> Answer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -71,7 +71,7 @@ class Look:
     """What a plan's look found.
 
     level : the two-sided p below which it says better or worse. level_equivalent : the one-sided p, of either side,
-        below which it says equivalent.
+        below which it says equivalent. differences : of its pairs, log ratios by seed.
     """
 
     pairs: int
@@ -79,6 +79,7 @@ class Look:
     level: float
     level_equivalent: float
     finding: Finding
+    differences: pd.Series = field(compare=False)
 
 
 def look(differences: pd.Series, plan: Plan, better: Literal["lower", "higher"]) -> list[Look]:
@@ -98,7 +99,7 @@ def look(differences: pd.Series, plan: Plan, better: Literal["lower", "higher"])
         finding: Finding = "undecided"
         if of_look.notna().all():
             finding = effect.finding(better, math.log1p(plan.margin), level, level_equivalent)
-        taken.append(Look(pairs, effect, level, level_equivalent, finding))
+        taken.append(Look(pairs, effect, level, level_equivalent, finding, of_look))
         if finding != "undecided":
             break
     return taken
