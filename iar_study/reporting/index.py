@@ -92,8 +92,9 @@ def answer(verdicts: Sequence[dict[str, Any]], premises: Sequence[str]) -> list[
     sentences = [_method_in_words(method, [row for row in told if row["pooled"] == method]) for method in methods]
     if any("not met" in said for said in premises):
         sentences.append(
-            "The premise of the method is not met by the codebooks that were trained here: near codes are not "
-            "interchangeable. So none of this tests the paper; it tells what the method does on such codes."
+            "The premise of the method is not met by the codebooks that were trained here: by our yardstick, for the "
+            "paper gives none, near codes are not interchangeable. So none of this tests the paper; it tells what the "
+            "method does on such codes."
         )
     tests = [row for row in verdicts if row["counts"] and row["answer"] != "not tested"]
     said = counted([(row["claim"], row["answer"], float(row["p"] or "nan")) for row in tests])
