@@ -132,7 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="processes",
         metavar="E",
         help="processes (default): as many trials at once as there are cores or GPUs; here: one after the other, in "
-        "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share",
+        "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share; "
+        "or FILE.py:NAME",
     )
     run.add_argument(
         "--until", choices=["decided"], help="of a study with a plan: add pairs, look by look, until the plan says stop"
@@ -281,7 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="classifier",
         metavar="E",
         help="classifier of the data set (default), classifier:TRIAL by which that trial was measured, inception, "
-        "inception:FILE with its weights, or dinov2",
+        "inception:FILE with its weights, dinov2, or FILE.py:NAME",
     )
     evaluate.add_argument("--samples", dest="count", type=int, metavar="N", help="the first N alone (default: all)")
     evaluate.add_argument(

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from iar_study import parts
 from iar_study.errors import InputError, nearest
 
 Count = Annotated[int, Field(gt=0)]
@@ -20,15 +21,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split() if isinstance(given, str) else given)]
 Cycle = Annotated[int, Field(ge=20)]
 """Steps of a one-cycle learning rate, which needs some to rise in."""
-Order = Literal["none", "chain", "spectral", "path"]
-
 SIDES = {"digits": 8, "fashion-mnist": 28}
 """Pixels along the side of images that come in one size."""
-
-FREE_SIZES = ("none", "plain", "agglomerative")
-"""Strategies whose clusters need not be of equal size."""
 
 SIMILAR = 12
 """Codes that `loss.smoothing_over = similar` moves a target to: the rank up to which the paper sees no difference."""
@@ -36,7 +33,8 @@ SIMILAR = 12
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: `digits`, `fashion-mnist`, `folder:PATH`, or `codes:PATH` for images that are encoded already."""
+    """Which images: `digits`, `fashion-mnist`, `folder:PATH`, `codes:PATH` for images that are encoded already, or a
+    part of one's own."""
 
     name: str = "fashion-mnist"
     image_size: Count | None = None
@@ -77,15 +75,13 @@ class ClassifierConfig:
 class ClusteringConfig:
     """How the codes are grouped before training; `none` keeps the original order and forms no clusters."""
 
-    strategy: Literal[
-        "none", "balanced", "greedy", "plain", "blocks", "random", "agglomerative", "agglomerative-equal"
-    ] = "none"
+    strategy: str = "none"
     n_clusters: Count = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Below what scikit-learn takes."""
-    within: Order = "none"
+    within: str = "none"
     """Order of the codes inside a cluster: no loss sees it."""
-    between: Order = "none"
+    between: str = "none"
     """Order of the clusters, by their centroids: only clusters of clusters see it."""
 
 
@@ -136,6 +132,8 @@ class LossConfig:
     """Weight of one more cluster loss, over clusters of clusters."""
     coarse_clusters: Count = 4
     """How many of these; each is made of equally many clusters that follow each other in the order `between`."""
+    name: str = "cluster"
+    """Or a loss of one's own, `FILE.py:NAME`, which gets the weight of each step and reads nothing else of this."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,9 @@ class EvaluationConfig:
     """Held-out images (the first ones of the test split) that the likelihoods are measured on."""
     clusters: Count = 32
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
-    extractor: Annotated[str, Field(pattern=r"^(classifier|inception(:.+)?|dinov2)$")] = "classifier"
-    """Whose features samples are measured in: classifier, inception (or inception:FILE, its weights), or dinov2."""
+    extractor: str = "classifier"
+    """Whose features samples are measured in: classifier, inception (or inception:FILE, its weights), dinov2, or a part
+    of one's own."""
     samples: Annotated[int, Field(ge=4)] = 2000
     """Precision and recall need four: a sample and its three nearest."""
     sampled_times: Count = 4
@@ -185,6 +184,10 @@ class EvaluationConfig:
     temperature: Positive = 1.0
     noise: Seed = 0
     """Which draw of a seed's samples."""
+    metrics: Annotated[
+        tuple[str, ...], BeforeValidator(lambda given: given.split() if type(given) is str else given)
+    ] = ()
+    """Of samples, beside the built-in ones: parts of one's own, `FILE.py:NAME FILE.py:NAME ...`."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,19 @@ class ParallelConfig:
 NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
 """Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
 
+PARTS = {
+    "data.name": "data",
+    "clustering.strategy": "clustering",
+    "clustering.within": "order",
+    "clustering.between": "order",
+    "loss.name": "loss",
+    "evaluation.extractor": "extractor",
+    "evaluation.metrics": "metric",
+}
+"""Setting -> the kind of part that it names."""
+
 VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
-VARIANTS |= {"train.noise": 0, "evaluation.noise": 0}
+VARIANTS |= {"train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ()}
 """Settings that tell trials apart only where they are not these: with them, all is as before there were any."""
 
 
@@ -248,11 +262,11 @@ def is_encoded(config: DataConfig) -> bool:
 
 
 def side_of(config: DataConfig) -> int | None:
-    """Return the pixels along the side of the images, which are not looked at; None where their codes tell it.
+    """Return the pixels along the side of the images, which are not looked at; None where only these can tell.
 
     Raises `InputError` for an unknown name, or another size than the images have.
     """
-    kind, _, path = config.name.partition(":")
+    kind = config.name.partition(":")[0]
     if native := SIDES.get(config.name):
         if config.image_size not in (None, native):
             raise InputError(
@@ -260,10 +274,7 @@ def side_of(config: DataConfig) -> int | None:
                 f"leave image_size out, or use folder:PATH to resize images"
             )
         return native
-    if kind not in ("folder", "codes") or not path:
-        raise InputError(
-            f"no data named {config.name!r}; {nearest(config.name, [*SIDES, 'folder:PATH', 'codes:PATH'])}"
-        )
+    parts.check("data", config.name)
     return config.image_size or (32 if kind == "folder" else None)
 
 
@@ -322,9 +333,21 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
 def identity(config: TrialConfig) -> dict[str, Any]:
     """Return the dotted keys that tell a trial from another one on the same inputs."""
     kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
-    kept = without_defaults(kept)
-    # There is one file of weights for `inception`; where it lies does not matter.
-    return kept | {"evaluation.extractor": config.evaluation.extractor.partition(":")[0]}
+    return {key: part_identity(key, value) for key, value in without_defaults(kept).items()}
+
+
+def part_identity(key: str, value: Any) -> Any:
+    """Return the value of a setting as it stands in names of results: parts do not go by where their files are."""
+    if isinstance(value, tuple):
+        return tuple(part_identity(key, each) for each in value)
+    return parts.identity(PARTS[key], value) if key in PARTS else value
+
+
+def parts_of(config: TrialConfig) -> list[tuple[str, str]]:
+    """Return (kind, name) of every part that a trial's settings name."""
+    flat = flatten(config)
+    named = {key: flat[key] if isinstance(flat[key], tuple) else (flat[key],) for key in PARTS}
+    return [(PARTS[key], spec) for key, specs in named.items() for spec in specs]
 
 
 def without_defaults(flat: Mapping[str, Any]) -> dict[str, Any]:

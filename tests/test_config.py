@@ -28,10 +28,8 @@ def test_text_is_parsed():
         ("train.lr", "fast", r"train\.lr = 'fast'"),
         ("train.steps", "0", "greater than 0"),
         ("train.lr", "nan", "finite"),
-        ("clustering.strategy", "ballanced", "'balanced'"),
         ("model.dropout", "1.0", "less than 1"),
         ("seed", "-1", "greater than or equal to 0"),
-        ("clustering.within", "chian", "'chain'"),
         ("loss.schedule", "cosinus", "'cosine'"),
         ("loss.smoothing", "1", "less than 1"),
         ("loss.token_weight", "-1", "greater than or equal to 0"),
@@ -54,6 +52,9 @@ VARIED = {
     "loss.coarse_clusters": 2,
     "train.noise": 1,
     "evaluation.noise": 1,
+    "loss.name": f"{__file__}:a_loss",
+    "evaluation.metrics": f"{__file__}:a_metric {__file__}:another",
+    "evaluation.extractor": f"{__file__}:eyes,width=3",
 }
 
 

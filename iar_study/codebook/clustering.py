@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 
+from iar_study import parts
 from iar_study.codebook.assignment import constrained_assignment
 from iar_study.codebook.balanced_kmeans import BalancedKMeans
 from iar_study.codebook.kernels import TABLE64, int64, kernel
 from iar_study.codebook.norms import squared_distances, unit_vectors, within_range
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 
 GREEDY_ROUNDS = 100
 """After so many rounds the released code's clustering ends, whether it has converged or not."""
+
+STRATEGIES = tuple(name for name in parts.names("clustering") if name != "none")
+EQUAL_SIZES = frozenset(name for name in STRATEGIES if parts.has_trait("clustering", name, "equal sizes"))
 
 LARGEST_PAIRWISE = 40_000
 """Codes whose distances to each other, 8 bytes a pair, still fit a laptop's memory (6.4 GB)."""
@@ -34,7 +38,8 @@ def cluster_codes(
     Parameters
     ----------
     vectors : float array (N, d), the code embeddings.
-    strategy : a key of `STRATEGIES`.
+    strategy : one of `STRATEGIES`, or a part of one's own, `FILE.py:NAME`, called with comparable points (N, d),
+        n_clusters, seed and progress, which returns the labels (N,).
     n_clusters : number of clusters n; strategies of `EQUAL_SIZES` need it to divide N.
     metric : "cosine" compares directions alone, as LlamaGen's tokenizer looks codes up; "euclidean" as taming's does.
     progress : called with (rounds done, rounds at most, detail) by strategies that take long.
@@ -48,18 +53,22 @@ def cluster_codes(
     InputError : vectors that are not finite or not (N, d), an unknown strategy, n that does not fit N.
     """
     points = comparable(vectors, metric)
-    if strategy not in STRATEGIES:
-        raise InputError(f"unknown clustering strategy {strategy!r}; {nearest(strategy, list(STRATEGIES))}")
+    cluster = parts.load("clustering", strategy)
     if not 1 <= n_clusters <= len(points):
         raise InputError(f"{n_clusters} clusters do not fit a codebook of {len(points)} codes")
     if strategy in EQUAL_SIZES and len(points) % n_clusters:
+        unequal = ", ".join(sorted({*STRATEGIES} - EQUAL_SIZES))
         raise InputError(
             f"equal clusters: {n_clusters} does not divide the {len(points)} codes of the codebook; "
-            f"choose a divisor, or a strategy with clusters of unequal size: {', '.join(sorted(UNEQUAL_SIZES))}"
+            f"choose a divisor, or a strategy with clusters of unequal size: {unequal}"
         )
-    labels = STRATEGIES[strategy](points, n_clusters, seed, progress).astype(np.int64)
+    labels = np.asarray(cluster(points, n_clusters, seed, progress)).astype(np.int64)
     if progress:
         progress(1, 1, "")
+    if labels.shape != (len(points),) or labels.min() < 0 or labels.max() >= n_clusters:
+        raise InputError(
+            f"strategy {strategy!r} is to give each of {len(points)} codes a cluster 0 ... {n_clusters - 1}"
+        )
     filled = len(np.unique(labels))
     if filled < n_clusters:
         raise InputError(
@@ -170,18 +179,3 @@ def _agglomerative_equal(points: np.ndarray, n_clusters: int, seed: int, progres
     variance = np.array([np.square(points[labels == j] - centroids[j]).sum(1).mean() for j in range(n_clusters)])
     size = len(points) // n_clusters
     return constrained_assignment(squared_distances(points, centroids) + variance, size, size).labels
-
-
-STRATEGIES: dict[str, Callable[[np.ndarray, int, int, Progress | None], np.ndarray]] = {
-    "balanced": _balanced,
-    "greedy": _greedy,
-    "plain": _plain,
-    "blocks": _blocks,
-    "random": _random,
-    "agglomerative": _agglomerative,
-    "agglomerative-equal": _agglomerative_equal,
-}
-"""Name -> function of (comparable points (N, d), n_clusters, seed, progress) that returns labels (N,)."""
-
-UNEQUAL_SIZES = frozenset({"plain", "agglomerative"})
-EQUAL_SIZES = frozenset(STRATEGIES) - UNEQUAL_SIZES

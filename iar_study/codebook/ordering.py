@@ -7,14 +7,15 @@ of the order, and to anything else that takes near indices for near codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.linalg import eigh
 
+from iar_study import parts
 from iar_study.codebook.kernels import TABLE64, int64, kernel, part, void
 from iar_study.codebook.norms import squared_distances, within_range
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError
+
+ORDERINGS = parts.names("order")
 
 LARGEST_SPECTRAL = 8192
 """Vectors whose similarity matrix is still decomposed in a minute or two."""
@@ -23,11 +24,13 @@ LARGEST_SPECTRAL = 8192
 def order_vectors(vectors: np.ndarray, ordering: str) -> np.ndarray:
     """Return an order of `vectors`, float (m, d), as int64 (m,): `order[new] = old`.
 
-    ordering : a key of `ORDERINGS`. Raises `InputError` for an unknown one.
+    ordering : one of `ORDERINGS`, or a part of one's own, `FILE.py:NAME`. Raises `InputError` for an unknown one, or
+    one that returns no order.
     """
-    if ordering not in ORDERINGS:
-        raise InputError(f"unknown ordering {ordering!r}; {nearest(ordering, list(ORDERINGS))}")
-    return ORDERINGS[ordering](within_range(np.ascontiguousarray(vectors, dtype=np.float64))).astype(np.int64)
+    order = parts.load("order", ordering)(within_range(np.ascontiguousarray(vectors, dtype=np.float64)))
+    if not np.array_equal(np.sort(order), np.arange(len(vectors))):
+        raise InputError(f"order {ordering!r} is to return each of 0 ... {len(vectors) - 1} once")
+    return order.astype(np.int64)
 
 
 def _none(vectors: np.ndarray) -> np.ndarray:
@@ -116,12 +119,3 @@ def _two_opt(vectors: np.ndarray, order: np.ndarray) -> None:
                 if after < before - 1e-12 * (before + after):
                     order[i : j + 1] = order[i : j + 1][::-1].copy()
                     improved = True
-
-
-ORDERINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "none": _none,
-    "chain": _chain,
-    "spectral": _spectral,
-    "path": _path,
-}
-"""Name -> function of vectors (m, d) that returns an order (m,)."""

@@ -18,9 +18,9 @@ import torch
 from joblib import cpu_count
 from PIL import Image
 
-from iar_study.config import DataConfig
+from iar_study.config import SIDES, DataConfig
 from iar_study.data.folder import Split, list_folder, read_picture
-from iar_study.data.images import load_images
+from iar_study.data.images import has_images, load_images
 from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
 from iar_study.errors import InputError
 from iar_study.storage import digest
@@ -32,9 +32,6 @@ COUNTS: dict[Augmentation, int] = {"ten-crop": 10, "flip": 2, "none": 1}
 
 Shape = Callable[[Image.Image], np.ndarray]
 """Makes the views of a picture."""
-
-NAMED = {"digits": 8, "fashion-mnist": 28}
-"""The data sets that have a name, with their images' side."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -117,8 +114,8 @@ def extract_codes(
 
     Parameters
     ----------
-    images : `digits`, `fashion-mnist`, or the path of a folder with train/CLASS/picture and test/CLASS/picture, or with
-        CLASS/picture, of which a fixed tenth of every class becomes the test split.
+    images : `digits`, `fashion-mnist`, a part of one's own, or the path of a folder with train/CLASS/picture and
+        test/CLASS/picture, or with CLASS/picture, of which a fixed tenth of every class becomes the test split.
     augmentation, crop_range : of train, see `views`; test has one view, the centre crop.
     image_size : side in pixels; default: a named set's own, else 256 for LlamaGen's tokenizer, 32 for a study's.
     batch : pictures that are encoded at once, a view at a time. As the last bits of a sum may depend on it, an
@@ -130,7 +127,7 @@ def extract_codes(
     ------
     InputError : a picture cannot be read, the images do not fit the tokenizer, or `folder` holds other codes.
     """
-    side = image_size or NAMED.get(images) or (256 if isinstance(tokenizer, VQModel) else 32)
+    side = image_size or SIDES.get(images) or (256 if isinstance(tokenizer, VQModel) else 32)
     if side % tokenizer.patch:
         raise InputError(f"images of {side} pixels do not divide into patches of {tokenizer.patch}; set --image-size")
     if batch < 1 or crop_range < 1:
@@ -173,11 +170,12 @@ def extract_codes(
 
 def _open_images(images: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Split], tuple[str, ...]]:
     """Return the splits, by the names that `shapes` has, and the class names; a folder's pictures stay on the disk."""
-    if images in NAMED:
+    if has_images(images):
         loaded = load_images(DataConfig(name=images))
 
         def of_array(pixels: np.ndarray, labels: np.ndarray, shape: Shape) -> _Split:
-            return _Split(labels, lambda i: shape(Image.fromarray(pixels[i, :, :, 0])), digest(pixels, labels))
+            grey = pixels[..., 0] if loaded.channels == 1 else pixels
+            return _Split(labels, lambda i: shape(Image.fromarray(grey[i])), digest(pixels, labels))
 
         arrays = {"train": (loaded.train, loaded.train_labels), "test": (loaded.test, loaded.test_labels)}
         return {name: of_array(*arrays[name], shape) for name, shape in shapes.items()}, loaded.class_names

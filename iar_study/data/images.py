@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iar_study.config import DataConfig, is_encoded, side_of
+from iar_study import parts
+from iar_study.config import SIDES, DataConfig, is_encoded, side_of
 from iar_study.data.fashion_mnist import CLASS_NAMES, missing_from, read_fashion_mnist
 from iar_study.data.folder import is_decoded, read_folder
 from iar_study.errors import InputError
@@ -69,8 +70,13 @@ def data_folder() -> Path:
     return Path(os.environ.get("IAR_DATA") or f"{cache}/iar-study").expanduser().absolute()
 
 
+def has_images(name: str) -> bool:
+    """Whether a data set of this name is one that is loaded as a whole, from no path: built in, or one's own."""
+    return name in SIDES or ".py:" in name
+
+
 def load_images(config: DataConfig) -> Images:
-    """Return the images that `config` names: `digits`, `fashion-mnist` or `folder:PATH`.
+    """Return the images that `config` names: `digits`, `fashion-mnist`, `folder:PATH`, or a part of one's own.
 
     Fashion-MNIST is fetched into `data_folder()` at first use, and the pictures of a folder are kept there decoded.
     Raises `InputError` for an unknown name, an `image_size` the set does not have, and files missing or damaged.
@@ -80,10 +86,18 @@ def load_images(config: DataConfig) -> Images:
         return Images(config.name, **_read_digits(), class_names=tuple("0123456789"))
     if config.name == "fashion-mnist":
         return Images(config.name, **read_fashion_mnist(data_folder() / "fashion-mnist"), class_names=CLASS_NAMES)
-    if size is None or is_encoded(config):
+    if is_encoded(config):
         raise InputError(f"{config.name} holds codes, not images; name digits, fashion-mnist or folder:PATH")
-    parts, class_names = read_folder(Path(path).expanduser(), size, data_folder() / "folders")
-    return Images(config.name, **parts, class_names=class_names)
+    if not parts.built_in("data", config.name):
+        found = parts.load("data", config.name)()
+        if not isinstance(found, Images) or config.image_size not in (None, found.size):
+            raise InputError(
+                f"data {config.name} is to return iar_study.data.Images, of data.image_size if that is set"
+            )
+        return found
+    assert size is not None  # a folder's
+    splits, class_names = read_folder(Path(path).expanduser(), size, data_folder() / "folders")
+    return Images(config.name, **splits, class_names=class_names)
 
 
 def absent(config: DataConfig) -> str:

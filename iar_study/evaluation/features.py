@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from iar_study.errors import InputError, nearest
+from iar_study import parts
+from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify
-
-EXTRACTORS = ("classifier", "inception", "dinov2")
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -105,6 +104,30 @@ class NetworkFeatures:
         return features.cpu().numpy(), probabilities
 
 
+class OwnFeatures:
+    """The features of somebody's own part, called with (uint8 (B, H, W, C), device).
+
+    It returns features (B, F), or these and class probabilities (B, K).
+    """
+
+    batch = 50
+
+    def __init__(self, spec: str, device: str) -> None:
+        self.part, self.device = parts.load("extractor", spec), device
+        self.name = parts.label("extractor", spec)
+        self.identity: str | None = f"{parts.identity('extractor', spec)}, {device}, {self.batch} at once"
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Extractor`; raises `InputError` for what is no table with a row for each picture."""
+        found = self.part(images, self.device)
+        features, probabilities = found if isinstance(found, tuple) else (found, None)
+        given = [np.asarray(each, np.float32) for each in (features, probabilities) if each is not None]
+        for array in given:
+            if array.ndim != 2 or len(array) != len(images):
+                raise InputError(f"extractor {self.name}: expected ({len(images)}, features), got {array.shape}")
+        return given[0], given[1] if len(given) > 1 else None
+
+
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     """Return uint8 images (B, H, W, 1 or 3) with 1 or 3 channels: grey repeated, or RGB that is grey as one channel.
 
@@ -122,7 +145,7 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
 def load_extractor(
     spec: str, device: str, classifier: Classifier | None = None, progress: Progress | None = None
 ) -> Extractor:
-    """Return the extractor that `spec` names: `classifier`, `inception`, `inception:FILE` or `dinov2`.
+    """Return the extractor that `spec` names: `classifier`, `inception`, `inception:FILE`, `dinov2` or one's own.
 
     Parameters
     ----------
@@ -143,7 +166,7 @@ def load_extractor(
         return ClassifierFeatures(classifier)
     if spec == "classifier":
         raise InputError("the extractor 'classifier' is trained on a data set; without one, use inception")
-    raise InputError(f"no extractor named {spec!r}; {nearest(name, list(EXTRACTORS))}")
+    return OwnFeatures(spec, device)
 
 
 def extract(

@@ -6,9 +6,9 @@ extractor, and so many samples were drawn. Two such numbers can be compared only
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from iar_study.errors import InputError, nearest
 
@@ -210,8 +210,13 @@ METRICS |= {
     for name, metric in LIKENESS.items()
 }
 
-FINAL = ("val", *FIDELITY, *REPLACED)
-"""Groups (the part of a key before its slash) whose values at the last step are a trial's final figures."""
+BUILT_IN = tuple(FIDELITY)
+
+
+def declare(metrics: Mapping[str, Metric | Mapping[str, Any]]) -> None:
+    """Make somebody's own metrics of samples known by family; what a trial's record tells of them will do."""
+    for family, metric in metrics.items():
+        FIDELITY[family] = metric if isinstance(metric, Metric) else Metric(**metric)
 
 
 def fidelity_key(family: str, extractor: str, count: int) -> str:
@@ -229,7 +234,7 @@ def fewest_samples(family: str, extractor: str) -> int:
     >>> fewest_samples("fd", "inception"), fewest_samples("fd", "classifier"), fewest_samples("recall", "dinov2")
     (8192, 256, 1000)
     """
-    return FEWEST.get(family, 0) or FEWEST_A_FEATURE[family] * WIDTHS.get(extractor, 0)
+    return FEWEST.get(family, 0) or FEWEST_A_FEATURE.get(family, 0) * WIDTHS.get(extractor, 0)
 
 
 def metric_named(key: str, measured: Iterable[str] = ()) -> Metric:
@@ -283,4 +288,4 @@ def find_metric(name: str, measured: Iterable[str]) -> str | None:
 
 def is_final(key: str) -> bool:
     """Whether the value of this key at the last step is one of a trial's final figures."""
-    return key.partition("/")[0] in FINAL
+    return key.partition("/")[0] in {"val", *FIDELITY, *REPLACED}

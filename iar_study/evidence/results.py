@@ -14,7 +14,7 @@ import pandas as pd
 
 from iar_study.config import DataConfig
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import METRICS, find_metric, metric_named
+from iar_study.evaluation.metrics import METRICS, declare, find_metric, metric_named
 from iar_study.pipeline.workspace import Workspace, is_finished, near_codes_trials, read_manifest, read_record
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.plans import departures, plan_of
@@ -207,6 +207,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
                 for name, value in point["metrics"].items()
             ]
             own = read_record(folder)
+            declare(own.get("metrics", {}))
             page = f"{manifest['page']}/{trial['run_id']}" if manifest["page"] and trial["run_id"] else ""
             said = {name: own[name] for name in ("config", "inputs", "data", "code", "environment", "parameters")}
             told = {"page": page, "status": result["status"], "seconds": _seconds(journal)}

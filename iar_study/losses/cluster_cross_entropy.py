@@ -50,28 +50,6 @@ def token_and_cluster_cross_entropy(
     return tce, cce
 
 
-def hierarchical_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    levels: Sequence[Tensor],
-    weights: Sequence[float],
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-) -> Tensor:
-    """Return L_TCE + sum of weight * L_CCE over levels of clusters, such as clusters of clusters.
-
-    Parameters
-    ----------
-    levels : the boundaries of each level, integers (n + 1,), all of them counted in codes.
-    weights : one for each level.
-    logits, targets, reduction, ignore_index, raises : as in `token_and_cluster_cross_entropy`.
-    """
-    if len(levels) != len(weights):
-        raise ValueError(f"{len(levels)} levels of clusters do not fit {len(weights)} weights")
-    token, *clusters = _losses(logits, targets, levels, reduction, ignore_index)
-    return sum((weight * loss for weight, loss in zip(weights, clusters, strict=True)), start=token)
-
-
 def linear_token_and_cluster_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

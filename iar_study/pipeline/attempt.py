@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,9 @@ from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import GPT
 from iar_study.generators.sampling import generate
+from iar_study.parts import MAKERS, changed
 from iar_study.pipeline.making import decode, facts
-from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, seen_by
+from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, own_metrics, seen_by
 from iar_study.pipeline.stages import images_of, load_codebook, load_codes
 from iar_study.pipeline.trial import Busy, Trial
 from iar_study.pipeline.workspace import is_finished
@@ -57,6 +59,8 @@ def run_trial(trial: Trial, trials: Path) -> bool:
     Busy : another process is at work on it, or on the trial that it samples from.
     InputError : bad input, a full disk.
     """
+    if edited := [maker for maker in changed(trial.made_by) if maker not in MAKERS]:
+        raise InputError(f"{', '.join(edited)}: the file was edited since the run began; run it again")
     folder = trial.folder(trials)
     lock = FileLock(folder / "lock", timeout=0)
 
@@ -229,7 +233,8 @@ def sample_and_measure(
     extractor = extractor_of(trial.config, shared.classifier)
     labels = torch.cat(parts).numpy()
     pictures = decode(shared, tokens, device)
-    return measure_pictures(pictures, labels, load_reference(shared.reference), extractor, shared.classifier)
+    reference = load_reference(shared.reference)
+    return measure_pictures(pictures, labels, reference, extractor, shared.classifier, trial.config)
 
 
 def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
@@ -269,6 +274,7 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
         "data": trial.shared.data,
         "parameters": model.n_parameters(),
         "makers": dict(trial.made_by),
+        "metrics": {family: asdict(shown) for family, (_, shown) in own_metrics(trial.config).items()},
         **facts(trial.shared),
         "code": {"commit": commit, "dirty": dirty},
         "environment": {**environment(), "processes": str(n_processes())},

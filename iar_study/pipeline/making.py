@@ -24,7 +24,7 @@ from iar_study.data.images import Images
 from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
 from iar_study.evaluation.fidelity import Reference
-from iar_study.makers import sources
+from iar_study.parts import sources
 from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
 from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
@@ -151,7 +151,7 @@ def make_reference(
             "decoded": decoded[:10],
             "rearranged": rearranged,
         },
-        metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier),
+        metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier, config),
     )
     progress("reference", 1, 1, "")
 

@@ -5,17 +5,21 @@ Classifier and reference are products that trials share; `stages` makes them.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from iar_study import parts
 from iar_study.config import ClassifierConfig, TrialConfig
 from iar_study.evaluation.classifier import Classifier, classify
 from iar_study.evaluation.features import Extractor, extract, load_extractor
 from iar_study.evaluation.fidelity import Reference, measure_fidelity
-from iar_study.evaluation.metrics import fidelity_key
+from iar_study.evaluation.metrics import Metric, declare, fidelity_key
 from iar_study.storage import load_arrays
 
 REFERENCE = "reference."
@@ -43,14 +47,32 @@ def load_network(extractor: str, device: str) -> Extractor:
     return load_extractor(extractor, device)
 
 
+def own_metrics(config: TrialConfig) -> dict[str, tuple[Callable[..., Any], Metric]]:
+    """Return family -> (what measures, how it is shown) of the metrics in `evaluation.metrics`."""
+    found = {}
+    for spec in config.evaluation.metrics:
+        measure, family = parts.load("metric", spec), parts.label("metric", spec)
+        meaning = (inspect.getdoc(measure) or "").partition("\n")[0].removesuffix(".")
+        found[family] = measure, getattr(measure, "shown", None) or Metric(family, None, 4, meaning)
+    declare({family: shown for family, (_, shown) in found.items()})
+    return found
+
+
 def measure_pictures(
-    pictures: np.ndarray, labels: np.ndarray, reference: Reference, extractor: Extractor, classifier: Path
+    pictures: np.ndarray,
+    labels: np.ndarray,
+    reference: Reference,
+    extractor: Extractor,
+    classifier: Path,
+    config: TrialConfig,
 ) -> dict[str, float]:
     """Return the `family/extractor@count` metrics of uint8 pictures (n, h, w, c) of the classes `labels`, int (n,)."""
     count = len(pictures)
     features, probabilities, told = seen_by(extractor, classifier, pictures)
     found = measure_fidelity(reference, features, probabilities, intervals=False)
-    metrics = {fidelity_key(family, extractor.name, count): estimate.value for family, estimate in found.items()}
+    values = {family: estimate.value for family, estimate in found.items()}
+    values |= {family: float(own(reference.features, features)) for family, (own, _) in own_metrics(config).items()}
+    metrics = {fidelity_key(family, extractor.name, count): value for family, value in values.items()}
     return metrics | {fidelity_key("class_agreement", "classifier", count): float((told == labels).mean())}
 
 

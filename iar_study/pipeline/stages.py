@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig, is_encoded
+from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig, is_encoded, part_identity
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, open_splits
 from iar_study.errors import InputError
-from iar_study.makers import changed, sources, versions
+from iar_study.parts import changed, sources, versions
 from iar_study.pipeline.encoded import Encoded, check_encoded, encoded_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_arrays, load_metadata
@@ -87,8 +87,9 @@ def check(config: TrialConfig, load: bool = True) -> None:
     """
     if is_encoded(config.data):
         check_encoded(config)
-    else:
-        images_of(config.data)
+    elif (side := images_of(config.data).size) % config.tokenizer.patch:
+        patch = config.tokenizer.patch
+        raise InputError(f"images of {side} x {side} pixels do not divide into patches of {patch}; set tokenizer.patch")
     if load and config.evaluation.extractor != "classifier":
         from iar_study.pipeline.measuring import load_network
 
@@ -153,7 +154,8 @@ class Stages:
         if config.strategy == "none":  # no clusters have no order either
             config = replace(config, n_clusters=1, within="none", between="none")
         # An order that is none goes without a name: clusterings from before there were any are found.
-        made_of = {key: value for key, value in asdict(config).items() if key == "strategy" or value != "none"}
+        given = {key: part_identity(f"clustering.{key}", value) for key, value in asdict(config).items()}
+        made_of = {key: value for key, value in given.items() if key == "strategy" or value != "none"}
         path = _product(self.workspace, "clustering", makers_of_clustering(config), digest(self.codebook), made_of)
         if not path.exists():
             from iar_study.pipeline.making import make_clustering
@@ -243,7 +245,8 @@ class _OfImages(Stages):
             name, identity = network.name, network.identity
         made_from = [_digest(product) for product in (self.tokenizer, self.classifier, self.judging)]
         count = min(self.config.evaluation.samples, len(images.test))
-        key = (images.digest, made_from, name, identity, count)
+        own = part_identity("evaluation.metrics", self.config.evaluation.metrics)
+        key = (images.digest, made_from, name, identity, count, *([own] if own else []))
         path = _product(self.workspace, "reference", ["samples' metrics"], *key)
         if not path.exists():
             from iar_study.pipeline.making import make_reference
@@ -359,8 +362,9 @@ def _digest(product: Path) -> str:
 
 
 def makers_of_clustering(config: ClusteringConfig) -> list[str]:
-    """Return who makes a clustering and, where there is one, its order."""
-    return [f"clustering {config.strategy}"] + ["orders"] * ({config.within, config.between} != {"none"})
+    """Return who makes a clustering and, where there are some, its orders."""
+    orders = dict.fromkeys(order for order in (config.within, config.between) if order != "none")
+    return [f"clustering {config.strategy}", *(f"order {order}" for order in orders)]
 
 
 def _product(workspace: Workspace, kind: str, makers: Sequence[str], *key: Any) -> Path:

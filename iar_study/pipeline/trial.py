@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from iar_study.config import TrialConfig, identity
+from iar_study.config import TrialConfig, identity, part_identity, parts_of
 from iar_study.errors import InputError
-from iar_study.makers import changed, sources, versions
+from iar_study.parts import built_in, changed, sources, versions
 from iar_study.pipeline.stages import RECIPE, Shared
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_metadata, read_json
@@ -27,20 +27,25 @@ class Trial:
     base: Trial | None = None
     """Of a trial that samples: the one that trains the GPT."""
     name: str = ""
-    """That it was made again under, since its makers' source changed; "" where it was not."""
+    """Its hash as it was when the run began, or the name that it was made again under."""
     made_by: Mapping[str, str] = field(default_factory=dict)
     """Maker -> digest of its source, when the run began."""
 
     @property
     def makers(self) -> list[str]:
         """Who makes it, beside what it is made from."""
+        measuring = ["samples' metrics", *self.own_parts("extractor"), *self.own_parts("metric")]
         if self.kind == "near-codes":
-            return ["near codes", "samples' metrics"]
+            return ["near codes", *measuring]
         if self.base is not None:
-            return ["sampling", "samples' metrics"]
+            return ["sampling", *measuring]
         loss = self.config.loss
         varied = ["smoothing"] if loss.smoothing or loss.schedule != "constant" else []
-        return ["training", "cluster loss", *varied, "predictions", "sampling", "samples' metrics"]
+        return ["training", f"loss {loss.name}", *varied, "predictions", "sampling", *measuring]
+
+    def own_parts(self, kind: str) -> list[str]:
+        """Return the makers "KIND NAME" of a kind that are not built in."""
+        return [f"{kind} {name}" for of, name in parts_of(self.config) if of == kind and not built_in(of, name)]
 
     @property
     def hash(self) -> str:
@@ -52,11 +57,16 @@ class Trial:
         """Its name, if it was never made again."""
         made_by = versions(self.makers)
         if self.base is not None:
-            sampled = {key: value for key, value in asdict(self.config.evaluation).items() if key != "noise" or value}
+            sampled = {
+                key.removeprefix("evaluation."): value
+                for key, value in identity(self.config).items()
+                if key.startswith("evaluation.")
+            }
             return digest(RECIPE, self.kind, self.base.hash, sampled, *made_by)[:16]
         if self.kind == "near-codes":
             config = self.config.evaluation
-            made_from = (self.seed, config.images, config.extractor, self.shared.digests)
+            extractor = part_identity("evaluation.extractor", config.extractor)
+            made_from = (self.seed, config.images, extractor, self.shared.digests)
             return digest(RECIPE, self.kind, *made_from, *made_by)[:16]
         return digest(RECIPE, identity(self.config), self.shared.digests, *made_by)[:16]
 
@@ -88,7 +98,7 @@ def _named(trial: Trial, workspace: Workspace) -> Trial:
         name = digest(trial.plain, trial.made_by)[:16]
         if not workspace.frozen:
             workspace.rename(trial.plain, name)
-    return trial if name == trial.plain else replace(trial, name=name)
+    return replace(trial, name=name)
 
 
 def _other_makers(folder: Path) -> list[str]:

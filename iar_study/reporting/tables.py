@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import FIDELITY, Metric, find_metric, metric_named
+from iar_study.evaluation.metrics import BUILT_IN, FIDELITY, Metric, find_metric, metric_named
 from iar_study.evidence.claims import Verdict
 from iar_study.evidence.results import Results
 from iar_study.evidence.rules import Row, percent, planned_looks
@@ -168,7 +168,8 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
     """Return the tables of every arm beside the baseline: title, compared (key, about) and rows of cells."""
     tables: list[dict[str, Any]] = []
     for title, names in COMPARED[results.kind].items():
-        keys = [key for name in names if (key := key_of(results, name))]
+        own = [family for family in FIDELITY if family not in BUILT_IN] if names is SAMPLES else []
+        keys = [key for name in (*names, *own) if (key := key_of(results, name))]
         if keys:
             found = {key: _rows(comparison(results, key)) for key in keys}
             rows = [

@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol
 
 from joblib import cpu_count
 
+from iar_study import parts
 from iar_study.config import ComputeConfig
 from iar_study.errors import InputError
 from iar_study.pipeline.trial import Busy, Trial
@@ -96,7 +97,9 @@ def make_executor(name: str, trials: Path, compute: ComputeConfig, address: str 
     check_executor(name, address)
     if name == "ray":
         return OnRay(trials, address)
-    return Here(trials) if name == "here" else Processes(trials, compute)
+    if name == "here":
+        return Here(trials)
+    return Processes(trials, compute) if name == "processes" else parts.load("executor", name)(trials, compute)
 
 
 def attempt(trial: Trial, trials: Path) -> End:

@@ -20,6 +20,8 @@ from typing import Any
 from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, is_encoded, side_of
 from iar_study.errors import InputError, nearest
 from iar_study.generators import cost
+from iar_study.parts import built_in
+from iar_study.pipeline.stages import images_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.study.checks import asked
 from iar_study.study.study import Arm, Profile, Study
@@ -306,8 +308,12 @@ def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
 
     name, path = config.data.name, config.data.name.partition(":")[2]
     side = side_of(config.data)
-    if side is None or is_encoded(config.data):
+    if is_encoded(config.data):
         return _look_for_codes(config, Path(path).expanduser())
+    if side is None or not built_in("data", name):  # only what it returns can tell
+        own = images_of(config.data)
+        counts = len(own.train), len(own.test), len(own.class_names)
+        return _images(config, *counts, own.size, own.channels), [Need("data", True, f"the images of {name}")]
     if name == "digits":
         return _images(config, 1437, 360, 10, side, 1), [Need("data", True, "scikit-learn's digits")]
     if name == "fashion-mnist":

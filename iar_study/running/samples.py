@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, is_encoded, with_settings
-from iar_study.data.encoding import NAMED, load_tokenizer, tokenizer_digest
-from iar_study.data.images import Images
+from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig, is_encoded, with_settings
+from iar_study.data.encoding import load_tokenizer, tokenizer_digest
+from iar_study.data.images import Images, has_images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
 from iar_study.evaluation.features import Extractor, extract, load_extractor, with_channels
@@ -300,7 +300,7 @@ def evaluate_samples(
     elif Path(reference).exists():
         held_out = open_pictures(Path(reference))
     else:
-        known = nearest(reference, [*NAMED, "folder:PATH"])
+        known = nearest(reference, [*SIDES, "folder:PATH"])
         raise InputError(f"no images at {reference}, and no data set of that name; {known}")
     kind, _, trial = extractor_spec.partition(":")
     facts: dict[str, Any] = {"name": kind}
@@ -356,7 +356,7 @@ def evaluate_samples(
 
 def _data_set(reference: str, image_size: int | None) -> Images | None:
     """Return the data set that `reference` names, if it names one and no file."""
-    if reference in NAMED or reference.startswith("folder:"):
+    if has_images(reference) or reference.startswith("folder:"):
         return images_of(DataConfig(reference, image_size))
     if reference.startswith("codes:"):
         raise InputError(f"{reference} has codes, and no images to compare with; give the images: folder:PATH")

@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iar_study import parts
 from iar_study.config import (
-    FREE_SIZES,
     TrialConfig,
     check_loss,
     check_parallel,
     check_shape,
     flatten,
     is_encoded,
+    parts_of,
     side_of,
     with_settings,
 )
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError
 from iar_study.study.study import Arm, Kind, Profile, Study, trial_configs
-
-EXECUTORS = ("here", "processes", "ray")
-
-SEEDLESS = ("blocks", "agglomerative", "agglomerative-equal")
-"""Strategies that draw nothing."""
 
 OF_CLUSTERS = (
     *(f"clustering.{name}" for name in ("n_clusters", "seed", "within", "between")),
     *(f"loss.{name}" for name in ("cluster_weight", "schedule", "first_weight")),
 )
+OF_THE_LOSS = tuple(f"loss.{name}" for name in ("token_weight", "smoothing", "coarse_weight", "coarse_clusters"))
 OF_IMAGES = (
     *(f"tokenizer.{name}" for name in ("channels", "steps", "batch_size", "lr", "commitment", "seed")),
     *("classifier.", "evaluation.extractor"),
@@ -43,8 +40,7 @@ def check_executor(name: str, address: str | None = None) -> None:
     """Raise `InputError` unless there is such an executor, and `address`, of a Ray cluster, is given to Ray's alone."""
     if address is not None and name != "ray":
         raise InputError(f"an address is for executor ray, not for {name}")
-    if name not in EXECUTORS:
-        raise InputError(f"unknown executor {name!r}; {nearest(name, list(EXECUTORS))}")
+    parts.check("executor", name)
 
 
 def asked(
@@ -72,10 +68,12 @@ def asked(
 
 def check_settings(config: TrialConfig, kind: Kind = "training", processes: int = 1) -> None:
     """Raise `InputError` for settings of a trial that do not fit each other, or no data."""
+    for of_kind, name in parts_of(config):
+        parts.check(of_kind, name)
     _check_data(config, kind)
     size, own = config.tokenizer.codebook_size, config.clustering
     wanted = {"evaluation.clusters": config.evaluation.clusters}
-    if own.strategy not in FREE_SIZES:
+    if parts.has_trait("clustering", own.strategy, "equal sizes"):
         wanted["clustering.n_clusters"] = own.n_clusters
     for key, n_clusters in wanted.items():
         if size % n_clusters:
@@ -161,7 +159,9 @@ def _read(config: TrialConfig, unread: Mapping[str, str]) -> dict[str, Any]:
 def _unread(config: TrialConfig, kind: Kind, processes: int) -> dict[str, str]:
     """Return how the keys begin of what a trial does not read -> what to do about it."""
     loss, strategy = config.loss, config.clustering.strategy
-    found = {}
+    found: dict[str, str] = {}
+    if loss.name != "cluster":
+        found |= dict.fromkeys(OF_THE_LOSS, f"it is of the loss `cluster`; the settings of {loss.name} follow its name")
     if processes == 1:
         found["parallel.strategy"] = "one process trains alone; torchrun starts several"
     if loss.schedule == "constant":
@@ -170,7 +170,7 @@ def _unread(config: TrialConfig, kind: Kind, processes: int) -> dict[str, str]:
         found["loss.smoothing_over"] = "set loss.smoothing, too"
     if not loss.coarse_weight:
         found["loss.coarse_clusters"] = "set loss.coarse_weight, too"
-    if strategy in SEEDLESS:
+    if strategy != "none" and not parts.has_trait("clustering", strategy, "draws"):
         found["clustering.seed"] = f"nothing is drawn where clustering.strategy = {strategy}; leave it out"
     if strategy == "none":
         found |= dict.fromkeys(OF_CLUSTERS, "set clustering.strategy, too")

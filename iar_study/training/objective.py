@@ -1,19 +1,22 @@
-"""What a training minimises: the loss of IAR, or one of the variants that ablations put beside it.
+"""What a training minimises: the loss of IAR, one of the variants that ablations put beside it, or a loss of one's own.
 
-    L = token_weight * L_token + lambda * L_CCE + coarse_weight * L_coarse
-
-L_token is L_TCE, with some label smoothing or none; lambda is the cluster weight of the step; L_coarse is the cluster
-loss over clusters of clusters. Whatever is minimised, L_TCE and L_CCE themselves are told as well.
+A loss is called with logits, targets, the clusters' boundaries, the codebook and the weight lambda of the step, and
+returns its terms by name: scalars, of which "loss" is minimised and all are told in the journal as `train/NAME`.
+Whatever is minimised, L_TCE and L_CCE themselves are told as well.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iar_study import parts
 from iar_study.codebook import Rearrangement
 from iar_study.config import SIMILAR, LossConfig, TrialConfig, check_loss
+from iar_study.errors import InputError
 from iar_study.evaluation.predictions import Judge
 from iar_study.generators.gpt import GPT
 from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
@@ -25,48 +28,77 @@ from iar_study.losses.smoothing import (
     smoothed_cross_entropy,
 )
 
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Mapping[str, Tensor]]
+"""Of logits (B, T, N), targets int64 (B, T), boundaries int64 (n + 1,) on the CPU, codebook (N, d), all in the arm's
+order of codes, and lambda."""
+
+
+class ClusterLoss:
+    """The built-in loss, token_weight * L_token + lambda * L_CCE + coarse_weight * L_coarse.
+
+    L_token is L_TCE, with some label smoothing or none; L_coarse is the cluster loss over clusters of clusters.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        self.spread: Spread | None = None
+
+    def __call__(
+        self, logits: Tensor, targets: Tensor, boundaries: Tensor, codebook: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        config = self.config
+        tce, cce = token_and_cluster_cross_entropy(logits, targets, boundaries)
+        token = tce
+        if config.smoothing:
+            if self.spread is None and config.smoothing_over != "all":
+                self.spread = _spread(config, boundaries, codebook)
+            token = smoothed_cross_entropy(logits, targets, config.smoothing, self.spread)
+        loss = config.token_weight * token + weight * cce
+        if config.coarse_weight:
+            coarse = boundaries[:: max((len(boundaries) - 1) // config.coarse_clusters, 1)].contiguous()
+            # A second pass, not one for all levels: that would sum the gradients in another order, to other bits.
+            loss = loss + config.coarse_weight * token_and_cluster_cross_entropy(logits, targets, coarse)[1]
+        return {"token_nll": tce, "own_cluster_nll": cce, "loss": loss}
+
 
 class Objective(nn.Module):
-    """The model with its losses: what is spread over devices, and computed in the chosen precision.
+    """The model with its loss: what is spread over devices, and computed in the chosen precision.
 
     Parameters
     ----------
-    codebook : float (N, d), the codes in their original order, for smoothing over similar ones.
+    codebook : float (N, d), the codes in their original order.
     device : of the logits.
 
-    Raises `InputError` as `check_loss` does.
+    Raises `InputError` as `check_loss` does, and for a loss of one's own that returns no terms.
     """
 
     def __init__(
         self, model: GPT, config: LossConfig, arranged: Rearrangement, codebook: np.ndarray, device: torch.device
     ) -> None:
         super().__init__()
-        n_clusters = len(arranged.boundaries) - 1
-        check_loss(config, n_clusters, len(arranged.permutation))
-        self.model, self.config = model, config
+        check_loss(config, len(arranged.boundaries) - 1, len(arranged.permutation))
+        self.model, self.name = model, config.name
+        self.loss: Loss = ClusterLoss(config) if config.name == "cluster" else parts.load("loss", config.name)
         # No buffers. The boundaries stay on the CPU: there the loss can look at them at no cost.
         self.boundaries = torch.from_numpy(arranged.boundaries)
-        self.coarse = self.boundaries[:: max(n_clusters // config.coarse_clusters, 1)].contiguous()
-        self.spread = _spread(config, self.boundaries, arranged.rows(codebook), device)
+        self.codebook = torch.from_numpy(arranged.rows(codebook)).to(device)
 
     def forward(
         self, labels: Tensor, tokens: Tensor, judge: Judge | None, cluster_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the loss to minimise, what to tell of it, and with a `judge` its sums.
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Return the loss to minimise, all of its terms by name, and with a `judge` its sums.
 
-        Told are (L_TCE, L_CCE), and the loss as a third where it is no sum of the two with fixed weights. Of labels
-        (B,), tokens (B, T), and the weight of L_CCE in this step.
+        Of labels (B,), tokens (B, T), and the weight of L_CCE in this step.
         """
-        config = self.config
         logits = self.model(labels, tokens[:, :-1])
-        tce, cce = token_and_cluster_cross_entropy(logits, tokens, self.boundaries)
-        token = smoothed_cross_entropy(logits, tokens, config.smoothing, self.spread) if config.smoothing else tce
-        loss = config.token_weight * token + cluster_weight * cce
-        if config.coarse_weight:
-            loss = loss + config.coarse_weight * token_and_cluster_cross_entropy(logits, tokens, self.coarse)[1]
-        is_sum = config.schedule == "constant" and not config.smoothing and not config.coarse_weight
-        told = torch.stack([tce, cce] if is_sum else [tce, cce, loss]).detach()
-        return loss, told, judge.sums(logits.detach(), tokens) if judge else None
+        terms = self.loss(logits, tokens, self.boundaries, self.codebook, cluster_weight)
+        if not isinstance(terms, Mapping) or "loss" not in terms:
+            raise InputError(f'loss {self.name} is to return its terms by name, "loss" among them, not {type(terms)}')
+        told = {name: term.detach().float() for name, term in terms.items()}
+        if not {"token_nll", "own_cluster_nll"} <= told.keys():
+            tce, cce = token_and_cluster_cross_entropy(logits.detach(), tokens, self.boundaries)
+            told |= {"token_nll": tce, "own_cluster_nll": cce}
+        return terms["loss"], told, judge.sums(logits.detach(), tokens) if judge else None
 
 
 def cluster_weight(config: TrialConfig, step: int) -> float:
@@ -84,17 +116,9 @@ def cluster_weight(config: TrialConfig, step: int) -> float:
     return scheduled_weight(loss.schedule, loss.first_weight, loss.cluster_weight, progress)
 
 
-def mean_loss(config: LossConfig, told: list[float]) -> float:
-    """Return the mean of the loss over some steps, from the means of what `Objective` told of them."""
-    return told[2] if len(told) > 2 else config.token_weight * told[0] + config.cluster_weight * told[1]
-
-
-def _spread(config: LossConfig, boundaries: Tensor, codebook: np.ndarray, device: torch.device) -> Spread | None:
-    """Return where smoothing moves each target, on `device`; None stands for all codes alike."""
-    if not config.smoothing or config.smoothing_over == "all":
-        return None
-    if config.smoothing_over == "cluster":
-        spread = cluster_spread(boundaries)
-    else:
-        spread = similarity_spread(torch.from_numpy(codebook), SIMILAR)
-    return Spread(*(part.to(device) for part in spread))
+def _spread(config: LossConfig, boundaries: Tensor, codebook: Tensor) -> Spread:
+    """Return where smoothing moves each target, on the codebook's device."""
+    # On the CPU: similarities have the same bits there for every device.
+    clusters = config.smoothing_over == "cluster"
+    spread = cluster_spread(boundaries) if clusters else similarity_spread(codebook.cpu(), SIMILAR)
+    return Spread(*(part.to(codebook.device) for part in spread))

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from lightning_fabric import Fabric
@@ -24,31 +24,35 @@ class Diverged(ArithmeticError):
 
 
 class Losses:
-    """The losses of the steps since the last point of the journal; they stay on their device until looked at.
+    """The terms of the loss in the steps since the last point of the journal; on their device until looked at.
 
-    `sums` and `count` are what was seen of them before; a step has any number of losses, and every step the same.
+    `sums` and `count` are what was seen of them before; every step has the same terms.
     """
 
-    def __init__(self, fabric: Fabric, sums: Sequence[float] = (), count: int = 0) -> None:
-        self.fabric, self.sums, self.count = fabric, list(sums), count
-        self.unseen: list[Tensor] = []
+    def __init__(self, fabric: Fabric, sums: Mapping[str, float] | list[float] | None = None, count: int = 0) -> None:
+        self.fabric = fabric
+        # A checkpoint of before has them without names: the mean over its few steps begins anew.
+        self.sums, self.count = (dict(sums), count) if isinstance(sums, Mapping) else ({}, 0)
+        self.unseen: list[dict[str, Tensor]] = []
 
     def settle(self, done: int) -> None:
         """Add up the losses of the last steps before `done`; raise `Diverged` at the first that is not finite."""
         if not self.unseen:
             return
-        seen = total(self.fabric, torch.stack(self.unseen)) / self.fabric.world_size
-        for step, losses in enumerate(seen.tolist(), start=done - len(seen) + 1):
-            if not all(map(math.isfinite, losses)):
+        names = list(self.unseen[0])
+        stacked = torch.stack([torch.stack([terms[name] for name in names]) for terms in self.unseen])
+        seen = total(self.fabric, stacked) / self.fabric.world_size
+        for step, values in enumerate(seen.tolist(), start=done - len(seen) + 1):
+            if not all(map(math.isfinite, values)):
                 raise Diverged(step)
-            self.sums = [before + loss for before, loss in zip(self.sums or [0.0] * len(losses), losses, strict=True)]
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in zip(names, values, strict=True)}
             self.count += 1
         self.unseen.clear()
 
-    def means(self) -> list[float]:
-        """Return the mean of each loss over the steps, and begin anew."""
-        means = [loss / self.count for loss in self.sums]
-        self.sums, self.count = [], 0
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over the steps, and begin anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
         return means
 
 

@@ -28,7 +28,7 @@ from iar_study.generators.gpt import GPT
 from iar_study.storage import Kept, save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
-from iar_study.training.objective import Objective, cluster_weight, mean_loss
+from iar_study.training.objective import Objective, cluster_weight
 from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like, total
 from iar_study.training.progress import Diverged, Losses, Pace
 from iar_study.training.signals import StopRequest
@@ -118,11 +118,11 @@ class Training:
 
     def step(
         self, step: int, labels: Tensor, tokens: Tensor, judge: Judge | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
         """Take 0-based `step` on this process's labels (B,) and tokens (B, T).
 
-        Returns what the objective tells of its losses, (2,) or (3,), the judge's sums, both of this process, and the
-        gradient's norm before clipping.
+        Returns the terms of the loss by name, the judge's sums, both of this process, and the gradient's norm before
+        clipping.
         """
         config, several = self.config, self.fabric.world_size > 1
         seed = noise_seed(config.seed, config.train.noise)
@@ -155,7 +155,8 @@ class Training:
         self.stepper.step()
         self.optimizer.zero_grad()
         self._update_average(step)
-        return torch.stack(told).mean(0), torch.stack(sums).sum(0) if judge else None, norm
+        terms = {name: torch.stack([of_part[name] for of_part in told]).mean() for name in told[0]}
+        return terms, torch.stack(sums).sum(0) if judge else None, norm
 
     def _seed(self, seed: int) -> None:
         """Seed what this device draws from; `torch.manual_seed` looks at all kinds of devices, for 0.1 ms a step."""
@@ -283,10 +284,8 @@ def train_gpt(
             losses.settle(done)
             metrics: dict[str, float] = {}
             if judged is not None:
-                means = losses.means()
                 metrics |= prediction_metrics(total(fabric, judged), "train") | pace.metrics(done)
-                metrics["train/loss"] = mean_loss(config.loss, means)
-                metrics["train/token_nll"], metrics["train/own_cluster_nll"] = means[:2]
+                metrics |= {f"train/{name}": mean for name, mean in losses.means().items()}
                 metrics["train/grad_norm"] = float(gathered(grad_norm))
                 metrics["train/lr"] = learning_rate(settings, step)
             if evaluating or sampling:

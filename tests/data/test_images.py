@@ -96,11 +96,11 @@ def test_a_size_the_set_does_not_have_is_refused(config):
         ("fashion_mnist", "did you mean 'fashion-mnist'"),
         ("folder", "'folder:PATH'"),
         ("folder:", "'folder:PATH'"),
-        ("imagenet", "known: digits, fashion-mnist, folder:PATH"),
+        ("imagenet", "known: digits, fashion-mnist, folder:PATH, codes:PATH; one's own is FILE.py:NAME"),
     ],
 )
 def test_unknown_names_come_with_a_hint(name, hint):
-    with pytest.raises(InputError, match=f"no data named '{name}'; .*{hint}"):
+    with pytest.raises(InputError, match=f"unknown data '{name}'; .*{hint}"):
         load_images(DataConfig(name=name))
 
 

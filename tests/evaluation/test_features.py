@@ -73,8 +73,8 @@ def test_more_or_fewer_pictures_are_refused(batches, came):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("incepton", "no extractor named 'incepton'; did you mean 'inception'?"),
-        ("dinov2:file", "no extractor named"),
+        ("incepton", "unknown extractor 'incepton'; did you mean 'inception'?"),
+        ("dinov2:file", "unknown extractor 'dinov2:file'"),
         ("classifier", "trained on a data set; without one, use inception"),
     ],
 )

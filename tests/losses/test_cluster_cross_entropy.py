@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from iar_study.losses.cluster_cross_entropy import (
-    hierarchical_cross_entropy,
     linear_token_and_cluster_cross_entropy,
     token_and_cluster_cross_entropy,
 )
@@ -290,8 +289,6 @@ def test_what_does_not_fit_is_refused(shape, targets, boundaries, message):
         token_and_cluster_cross_entropy(torch.zeros(shape), targets, boundaries)
     with pytest.raises(ValueError, match=message):
         linear_token_and_cluster_cross_entropy(torch.zeros(shape), torch.eye(4), targets, boundaries)
-    with pytest.raises(ValueError, match=message):
-        hierarchical_cross_entropy(torch.zeros(shape), targets, [torch.tensor([0, 2, 4]), boundaries], [1, 1])
 
 
 def test_other_arguments_that_are_refused():
@@ -308,8 +305,6 @@ def test_other_arguments_that_are_refused():
     for weight in (torch.zeros(4, 3), torch.zeros(4), torch.eye(4).double()):
         with pytest.raises(ValueError, match="weight"):
             linear_token_and_cluster_cross_entropy(logits, weight, targets, boundaries)
-    with pytest.raises(ValueError, match="weights"):
-        hierarchical_cross_entropy(logits, targets, [boundaries], [1.0, 1.0])
 
 
 def linear_problem(boundaries, rows=7, width=5, dtype=torch.float64):
@@ -394,21 +389,12 @@ def test_fused_projection_never_holds_more_than_a_chunk_of_logits(boundaries):
 
 @settings(deadline=None)
 @given(problems(dimensions=((2, 3),)))
-def test_clusters_of_clusters_add_their_weighted_losses(problem):
+def test_clusters_of_clusters_are_no_harder(problem):
     logits, targets, fine = problem
     coarse = fine[[*range(0, len(fine) - 1, 2), -1]]  # pairs of neighbours become one
-    tce, fine_loss = token_and_cluster_cross_entropy(logits, targets, fine)
+    _, fine_loss = token_and_cluster_cross_entropy(logits, targets, fine)
     _, coarse_loss = token_and_cluster_cross_entropy(logits, targets, coarse)
     assert coarse_loss <= fine_loss + 1e-9
-    found = hierarchical_cross_entropy(logits, targets, [fine, coarse], [0.5, 2.0])
-    torch.testing.assert_close(found, tce + 0.5 * fine_loss + 2 * coarse_loss)
-    torch.testing.assert_close(hierarchical_cross_entropy(logits, targets, [], []), tce)
-
-
-def test_gradients_of_clusters_of_clusters():
-    logits, targets, fine = some_problem(EQUAL)
-    levels = [fine, torch.tensor([0, 8, 12])]
-    assert torch.autograd.gradcheck(lambda y: hierarchical_cross_entropy(y, targets, levels, [0.5, 2.0]), logits)
 
 
 def smoothed_by_definition(logits, targets, smoothing, q):

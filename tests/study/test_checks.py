@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iar_study.codebook import EQUAL_SIZES, STRATEGIES
-from iar_study.config import FREE_SIZES, TrialConfig, with_settings
+from iar_study.config import TrialConfig, with_settings
 from iar_study.errors import InputError
 from iar_study.study.checks import asked, check_effects, check_executor, check_settings
 from iar_study.study.study import load_profiles, load_studies
@@ -43,6 +42,11 @@ def test_every_study_fits_every_profile_that_has_its_data(study, profile):
         ({"train.micro_batch": 5}, "does not divide train"),
         ({"evaluation.samples": 3}, r"evaluation\.samples = 3"),
         ({"classifier.batch_size": 1}, r"classifier\.batch_size = 1"),
+        ({"clustering.strategy": "ballanced"}, "unknown clustering 'ballanced'; did you mean 'balanced'"),
+        ({"clustering.within": "chian"}, "did you mean 'chain'"),
+        ({"loss.name": "clustr"}, "did you mean 'cluster'"),
+        ({"evaluation.metrics": "fd"}, "unknown metric 'fd'"),
+        ({"evaluation.extractor": "inceptoin"}, "did you mean 'inception'"),
         ({"clustering.seed": 2**32}, r"clustering\.seed = 4294967296"),
         ({"tokenizer.seed": 2**64}, r"tokenizer\.seed"),
     ],
@@ -66,10 +70,6 @@ def test_processes_must_share_a_batch_out():
     check_settings(TrialConfig(), processes=1)
     with pytest.raises(InputError, match="3 processes cannot share"):
         check_settings(TrialConfig(), processes=3)
-
-
-def test_the_strategies_of_free_sizes_are_those_of_the_codebook():
-    assert {*FREE_SIZES} == {"none", *STRATEGIES} - EQUAL_SIZES
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""Parts of one's own: those of the manual do what it says, and what a part made is named by its file's code."""
+
+import ast
+import glob
+import json
+import re
+import shlex
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iar_study import parts
+from iar_study.cli import main
+from iar_study.config import PARTS, TrialConfig, identity, parts_of, with_settings
+from iar_study.errors import InputError
+from iar_study.pipeline.workspace import Workspace
+from iar_study.running import executors
+from iar_study.running.display import Display
+from iar_study.running.executors import Executor
+from iar_study.running.runner import run_study
+from iar_study.storage import read_json
+from iar_study.study.study import load_profile, load_study
+from iar_study.training.journal import read_journal
+
+MANUAL = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+FILES = dict(re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)```", MANUAL, re.S | re.M))
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", MANUAL, re.S) for line in block.replace("\\\n", "").splitlines()
+]
+SMALL = (
+    *("tokenizer.steps=20", "classifier.steps=20", "train.steps=4", "train.warmup_steps=0", "model.layers=1"),
+    *("evaluation.images=40", "evaluation.samples=40", "evaluation.sampled_times=1", "evaluation.every=4"),
+)
+
+
+@pytest.fixture
+def mine(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    for name, text in FILES.items():
+        (workspace.root / name).write_text(text)
+    return workspace
+
+
+def run(*given: str) -> int:
+    return main(["run", "components", "--profile", "smoke", "--seeds", "0", "--executor", "here", *given])
+
+
+def made(workspace: Workspace, *arms: str, **settings: Any) -> tuple[int, int]:
+    """Run these arms without a report; return how many trials were trained and how many found."""
+    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+    chosen = dict(each.split("=") for each in SMALL) | settings
+    with Display() as display:
+        done = run_study(study, profile, workspace, display, arms=arms, seeds=[0], settings=chosen, executor="here")
+    return done.trained, done.found
+
+
+def trials(workspace: Workspace, study: str = "components") -> dict[str, dict]:
+    """Arm -> record of each trial that the last run of the study asked for."""
+    found = read_json(workspace.studies / f"{study}.json")["trials"]
+    return {trial["arm"]: read_json(workspace.trials / trial["hash"] / "trial.json") for trial in found}
+
+
+def test_the_manual_tells_every_kind_its_setting_and_what_it_is_called_with():
+    rows = re.findall(r"^\| (\w+) \| (.*?) \| (.*?) \| .* \|$", MANUAL, re.M)
+    told = {
+        kind: ([*re.findall(r"`([^`]+)`", of)], [*re.findall(r"`([^`]+)`", called)]) for kind, of, called in rows[1:]
+    }
+    assert told.keys() == parts.KINDS.keys()
+    for kind, (settings, called) in told.items():
+        assert tuple(called) == parts.KINDS[kind], kind
+        assert settings == ([key for key in PARTS if PARTS[key] == kind] or ["--executor"]), kind
+    assert FILES
+    for text in FILES.values():
+        ast.parse(text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_manual_runs(command, mine, capsys):
+    _, *arguments = shlex.split(command)
+    if arguments[0] == "run":
+        small = [*SMALL, *(["evaluation.clusters=8"] if "rings" in command else [])]
+        if "--set" in arguments:
+            arguments += small
+        else:
+            arguments += ["--set", *small]
+        if "--executor" not in arguments:
+            arguments += ["--executor", "here"]
+    else:
+        assert run("--arms", "baseline", "--set", *SMALL) == 0
+        arguments = [path for each in arguments for path in (glob.glob(each) if "*" in each else [each])]
+    assert main(arguments) == 0, capsys.readouterr().err
+
+
+def test_a_loss_is_minimised_and_its_terms_are_told(mine):
+    assert (
+        run("--arms", "baseline", "iar", "--set", "loss.name=focal.py:Focal,gamma=0", *SMALL, "train.log_every=1") == 0
+    )
+    for arm, weight in (("baseline", 0.0), ("iar", 1.0)):
+        folder = mine.trials / trials(mine)[arm]["hash"]
+        point = read_journal(folder / "journal.jsonl")[-1]["metrics"]
+        assert point["train/focal"] == pytest.approx(point["train/token_nll"])  # without gamma it is the token loss
+        expected = point["train/focal"] + weight * point["train/own_cluster_nll"]
+        assert point["train/loss"] == pytest.approx(expected)
+
+
+def test_a_metric_and_its_extractor_stand_on_the_page_as_they_say(mine):
+    given = ("evaluation.extractor=eyes.py:pixels", "evaluation.metrics=eyes.py:mean_shift")
+    assert run("--arms", "baseline", "iar", "--set", *given, *SMALL) == 0
+    record = trials(mine)["iar"]
+    (family,) = record["metrics"]
+    assert family.startswith("mean_shift-")
+    found = read_json(mine.trials / record["hash"] / "result.json")["metrics"]
+    (key,) = [key for key in found if key.startswith(family)]
+    assert re.fullmatch(r"mean_shift-\w{8}/pixels-\w{8}@40", key)
+    page = (mine.reports / "components" / "index.md").read_text()
+    assert "### mean shift (pixels-" in page or "mean shift (pixels-" in page
+    assert "distance between the mean features of samples and held-out images; 40 samples" in page
+
+
+def test_an_edit_makes_anew_what_depends_on_it_and_nothing_else(mine):
+    path, setting = mine.root / "ward.py", {"clustering.within": "ward.py:by_length"}
+    assert made(mine, "baseline", "blocks", **setting) == (2, 0)
+    path.write_text(f"# a comment\n{path.read_text()}")
+    assert made(mine, "baseline", "blocks", **setting) == (0, 2)
+    path.write_text(path.read_text().replace("axis=1)", "axis=1) * 1.0"))
+    assert made(mine, "baseline", "blocks", **setting) == (0, 2)  # its order is made anew, and is the same
+    path.write_text(path.read_text().replace("np.argsort(", "np.argsort(-"))
+    assert made(mine, "baseline", "blocks", **setting) == (1, 1)  # the baseline has no clusters, and no order of them
+    path.rename(mine.root / "elsewhere.py")
+    assert made(mine, "baseline", "blocks", **{"clustering.within": "elsewhere.py:by_length"}) == (0, 2)
+
+
+def test_a_part_that_is_edited_while_its_trial_waits_is_not_taken_for_the_old_one(mine, monkeypatch, capsys):
+    start = executors.Here.start
+
+    def edited_first(self: Executor, trial) -> None:
+        path = mine.root / "focal.py"
+        path.write_text(path.read_text().replace("focal + weight", "2 * focal + weight"))
+        start(self, trial)
+
+    monkeypatch.setattr(executors.Here, "start", edited_first)
+    assert run("--arms", "baseline", "--set", "loss.name=focal.py:Focal", *SMALL) != 0
+    assert "loss focal.py:Focal: the file was edited since the run began; run it again" in capsys.readouterr().err
+
+
+WRONG = {
+    "none.py:f": "there is no file .*none.py",
+    "ward.py:wards": "has no 'wards'; did you mean 'ward'",
+    "ward.py:by_length": r"by_length is to be called with \(points, n_clusters, seed, progress\)",
+    "ward.py:ward,linkage=x": "ward has no settings; a dataclass's fields are",
+    "broken.py:f": "broken.py does not run: NameError: name 'nothing' is not defined",
+    "short.py:few": r"is to give each of 64 codes a cluster 0 \.\.\. 7",
+    "short.py:one": "leaves 7 of 8 clusters empty",
+}
+
+
+@pytest.mark.parametrize("spec", WRONG)
+def test_a_part_that_is_none_is_one_line(spec, mine, capsys):
+    (mine.root / "broken.py").write_text("nothing()\n")
+    (mine.root / "short.py").write_text(
+        "def few(points, n, seed, progress):\n    return points[:3, 0]\n\n\n"
+        "def one(points, n, seed, progress):\n    return 0 * points[:, 0]\n"
+    )
+    assert run("--arms", "baseline", "--set", *SMALL, f"clustering.strategy={spec}") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("iar-study:")]
+    assert re.search(WRONG[spec], line), line
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("focal.py:Focal,gama=1", "unknown setting 'gama'; did you mean 'gamma'"),
+        ("focal.py:Focal,gamma=high", "gamma: Input should be a valid number"),
+        ("focl", "unknown loss 'focl'; known: cluster; one's own is FILE.py:NAME"),
+    ],
+)
+def test_settings_are_those_of_the_part(spec, message, mine):
+    with pytest.raises(InputError, match=message):
+        parts.check("loss", spec)
+    assert parts.load("loss", "focal.py:Focal,gamma=3").gamma == 3.0
+
+
+def test_what_is_no_loss_no_data_and_no_picture_features_is_one_line(mine, capsys):
+    (mine.root / "bad.py").write_text(
+        "import numpy as np\n\n\n"
+        "def loss(logits, targets, boundaries, codebook, weight):\n    return logits.mean()\n\n\n"
+        "def data():\n    return [1]\n\n\n"
+        "def eyes(images, device):\n    return np.zeros((1, 3))\n"
+    )
+    for setting, message in {
+        "loss.name=bad.py:loss": 'to return its terms by name, "loss" among them',
+        "data.name=bad.py:data": "to return iar_study.data.Images",
+        "evaluation.extractor=bad.py:eyes": r"expected \(50, features\), got \(1, 3\)",
+    }.items():
+        assert run("--arms", "baseline", "--set", *SMALL, setting) != 0
+        assert re.search(message, capsys.readouterr().err), setting
+
+
+def test_an_installed_package_offers_parts_by_their_names(mine, monkeypatch):
+    class Installed(EntryPoint):
+        dist = type("Release", (), {"version": "1.2"})()
+
+    (mine.root / "offered.py").write_text(FILES["focal.py"])
+    monkeypatch.syspath_prepend(mine.root)
+    offered = Installed("focal", "offered:Focal", "iar_study.loss")
+    monkeypatch.setattr(parts, "entry_points", lambda group: [offered] if group == "iar_study.loss" else [])
+    assert parts.load("loss", "focal,gamma=4").gamma == 4.0
+    config = with_settings(TrialConfig(), {"loss.name": "focal,gamma=4"})
+    assert identity(config)["loss.name"] == "focal@1.2,gamma=4"
+    del sys.modules["offered"]
+
+
+def test_built_in_parts_go_by_their_names_alone():
+    for kind, name in parts_of(TrialConfig()):
+        assert parts.identity(kind, name) == name
+    assert parts.identity("extractor", "inception:/somewhere/weights.pth") == "inception"
+    assert json.dumps(identity(TrialConfig())).count(".py") == 0
