@@ -840,14 +840,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _encode(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from iar_study.data.encoding import extract_codes, load_tokenizer
+    from iar_study.data.encoding import extract_codes
     from iar_study.running.display import Display
+    from iar_study.tokenizers.given import load_tokenizer
 
     folder = Path(arguments.output)
     with Display() as display:
         found = extract_codes(
             arguments.images,
-            load_tokenizer(Path(arguments.tokenizer)),
+            load_tokenizer(arguments.tokenizer),
             folder,
             augmentation=arguments.augment,
             image_size=arguments.image_size,

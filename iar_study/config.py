@@ -98,6 +98,8 @@ class ModelConfig:
     """On tokens, residuals and feed-forward outputs (LlamaGen: 0.1)."""
     class_dropout: Share = 0.1
     """Share of training images whose class is replaced by "no class", for classifier-free guidance."""
+    name: str = "gpt"
+    """Or a generator of one's own, `FILE.py:NAME`, of these sizes."""
 
 
 PRESETS = {
@@ -220,6 +222,7 @@ PARTS = {
     "clustering.strategy": "clustering",
     "clustering.within": "order",
     "clustering.between": "order",
+    "model.name": "generator",
     "loss.name": "loss",
     "evaluation.extractor": "extractor",
     "evaluation.metrics": "metric",
@@ -227,7 +230,7 @@ PARTS = {
 """Setting -> the kind of part that it names."""
 
 VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
-VARIANTS |= {"train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ()}
+VARIANTS |= {"model.name": "gpt", "train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ()}
 """Settings that tell trials apart only where they are not these: with them, all is as before there were any."""
 
 
@@ -276,6 +279,20 @@ def side_of(config: DataConfig) -> int | None:
         return native
     parts.check("data", config.name)
     return config.image_size or (32 if kind == "folder" else None)
+
+
+def check_patches(side: int, patch: int) -> None:
+    """Raise `InputError` for images that are no grid of two or more patches a side."""
+    if side % patch:
+        raise InputError(
+            f"images of {side} x {side} pixels do not divide into patches of {patch}: "
+            f"choose another tokenizer.patch or data.image_size"
+        )
+    if side // patch < 2:
+        raise InputError(
+            f"images of {side} x {side} pixels are a single patch of {patch}: "
+            f"nothing is left to predict; choose a smaller tokenizer.patch"
+        )
 
 
 def check_shape(config: ModelConfig) -> None:

@@ -33,11 +33,13 @@ from iar_study.errors import InputError, nearest
 KINDS = {
     "clustering": ("points", "n_clusters", "seed", "progress"),
     "order": ("vectors",),
+    "generator": ("config", "vocab_size", "n_classes", "grid"),
     "loss": ("logits", "targets", "boundaries", "codebook", "weight"),
     "extractor": ("images", "device"),
     "metric": ("reference", "features"),
     "data": (),
     "executor": ("trials", "compute"),
+    "tokenizer": (),
 }
 """Kind of part -> what it is called with; docs/extending.md says what each returns."""
 
@@ -128,6 +130,7 @@ MAKERS = {
     **dict.fromkeys(("data folder", "data codes"), Maker(1, (), traits=frozenset({"path"}))),
     **dict.fromkeys(("extractor classifier", "extractor dinov2"), Maker(1, ())),
     "extractor inception": Maker(1, (), traits=frozenset({"maybe a path"})),
+    "generator gpt": Maker(1, (), "iar_study.generators.gpt:GPT"),
     **dict.fromkeys(("executor here", "executor processes", "executor ray"), Maker(1, ())),
 }
 """Name -> maker."""
@@ -205,9 +208,16 @@ def identity(kind: str, spec: str) -> str:
     """Return what tells a part in the names of results: name, settings and code or release, but not where a file is."""
     if built_in(kind, spec):
         return spec.partition(":")[0]
+    return ",".join([f"{Spec.of(spec).name}@{code_of(kind, spec)}", *spec.split(",")[1:]])
+
+
+def code_of(kind: str, spec: str) -> str:
+    """Return the digest of the file, or the release of the package, of a part that is not built in."""
     asked = Spec.of(spec)
-    release = _digest_of_file(asked.file) if asked.file else _entry(kind, asked.name).dist
-    return ",".join([f"{asked.name}@{getattr(release, 'version', release)}", *spec.split(",")[1:]])
+    if asked.file:
+        return _digest_of_file(asked.file)
+    release = _entry(kind, asked.name).dist
+    return release.version if release else "unknown"
 
 
 def label(kind: str, spec: str) -> str:

@@ -5,17 +5,22 @@ import glob
 import json
 import re
 import shlex
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from iar_study import parts
 from iar_study.cli import main
+from iar_study.codebook import Rearrangement, cluster_codes
 from iar_study.config import PARTS, TrialConfig, identity, parts_of, with_settings
 from iar_study.errors import InputError
+from iar_study.pipeline.codebooks import load_codebook_results
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running import executors
 from iar_study.running.display import Display
@@ -26,7 +31,7 @@ from iar_study.study.study import load_profile, load_study
 from iar_study.training.journal import read_journal
 
 MANUAL = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)```", MANUAL, re.S | re.M))
+FILES = dict(re.findall(r"^`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", MANUAL, re.S | re.M))
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", MANUAL, re.S) for line in block.replace("\\\n", "").splitlines()
 ]
@@ -70,7 +75,8 @@ def test_the_manual_tells_every_kind_its_setting_and_what_it_is_called_with():
     assert told.keys() == parts.KINDS.keys()
     for kind, (settings, called) in told.items():
         assert tuple(called) == parts.KINDS[kind], kind
-        assert settings == ([key for key in PARTS if PARTS[key] == kind] or ["--executor"]), kind
+        others = {"tokenizer": ["tokenizer.checkpoint"], "executor": ["--executor"]}
+        assert settings == others.get(kind, [key for key in PARTS if PARTS[key] == kind]), kind
     assert FILES
     for text in FILES.values():
         ast.parse(text)
@@ -78,9 +84,14 @@ def test_the_manual_tells_every_kind_its_setting_and_what_it_is_called_with():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_manual_runs(command, mine, capsys):
-    _, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        subprocess.run([sys.executable, *arguments], check=True)
+        return
+    if "patches.py" in command:
+        subprocess.run([sys.executable, "patches.py"], check=True)
     if arguments[0] == "run":
-        small = [*SMALL, *(["evaluation.clusters=8"] if "rings" in command else [])]
+        small = [each for each in SMALL if "tokenizer" not in each or "patches.py" not in command]
         if "--set" in arguments:
             arguments += small
         else:
@@ -143,6 +154,30 @@ def test_a_part_that_is_edited_while_its_trial_waits_is_not_taken_for_the_old_on
     monkeypatch.setattr(executors.Here, "start", edited_first)
     assert run("--arms", "baseline", "--set", "loss.name=focal.py:Focal", *SMALL) != 0
     assert "loss focal.py:Focal: the file was edited since the run began; run it again" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_ones_own_has_what_a_trained_one_has_and_is_clustered_by_its_own_rule(mine, capsys):
+    subprocess.run([sys.executable, "patches.py"], check=True)
+    given = {"tokenizer.checkpoint": "patches.py:Given", "tokenizer.code_dim": 4}
+    assert made(mine, "baseline", "iar-exact", **given) == (2, 0)
+    (record,) = [record for arm, record in trials(mine).items() if arm == "iar-exact"]
+    assert record["tokenizer"]["psnr"] > 15
+    assert record["exact"]["decoding"] == 0
+    assert not list(mine.cache.glob("tokenizer-*"))
+    vectors = torch.load(mine.root / "patches.pt", weights_only=True).numpy()
+    arranged = Rearrangement.load(mine.trials / record["hash"] / "codebook.safetensors")
+    by_rule = {rule: cluster_codes(vectors, "balanced", 8, metric=rule) for rule in ("euclidean", "cosine")}
+    np.testing.assert_array_equal(arranged.labels, Rearrangement.from_labels(by_rule["euclidean"]).labels)
+    assert (arranged.labels != Rearrangement.from_labels(by_rule["cosine"]).labels).any()
+    assert load_codebook_results(mine, "components").metric == "euclidean"
+    sampled = mine.root / "samples.npz"
+    assert main(["export-samples", record["hash"], "-o", str(sampled)]) == 0
+    with np.load(sampled) as found:
+        assert found["arr_0"].shape == (40, 8, 8, 3)
+    torch.save(torch.from_numpy(vectors[::-1].copy()), mine.root / "patches.pt")
+    capsys.readouterr()
+    assert main(["export-samples", record["hash"], "-o", str(mine.root / "others.npz")]) == 2
+    assert "is not the tokenizer that trial" in capsys.readouterr().err
 
 
 WRONG = {

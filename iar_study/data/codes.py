@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iar_study.codebook import Codebook
+from iar_study.tokenizers.layout import side_in_tokens
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -17,7 +20,7 @@ class Codes:
     test_tokens : int (n, grid * grid).
     train_labels, test_labels : int64 (n,).
     class_names : one name per class.
-    codebook : float32 (N, d), the vectors of the codes as the tokenizer looks them up, by Euclidean distance.
+    codebook : the codes as decoding uses them, with the rule by which they are looked up.
     """
 
     train_tokens: np.ndarray
@@ -25,9 +28,9 @@ class Codes:
     test_tokens: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    codebook: np.ndarray
+    codebook: Codebook
 
     @property
     def grid(self) -> int:
         """Tokens along one side of a picture."""
-        return round(self.train_tokens.shape[-1] ** 0.5)
+        return side_in_tokens(self.train_tokens.shape[-1])

@@ -24,7 +24,7 @@ from iar_study.data.images import has_images, load_images
 from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
 from iar_study.errors import InputError
 from iar_study.storage import digest
-from iar_study.tokenizers.patch_vq import PatchVQ
+from iar_study.tokenizers.given import tokenizer_digest
 from iar_study.tokenizers.vq import Tokenizer, VQModel, to_float
 
 Augmentation = Literal["ten-crop", "flip", "none"]
@@ -32,21 +32,6 @@ COUNTS: dict[Augmentation, int] = {"ten-crop": 10, "flip": 2, "none": 1}
 
 Shape = Callable[[Image.Image], np.ndarray]
 """Makes the views of a picture."""
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Return LlamaGen's tokenizer of a checkpoint, or a study's of `runs/cache/tokenizer-*.safetensors`."""
-    if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise InputError(f"{path} cannot be read (no such file); check the path")
-        return PatchVQ.load(path)
-    return VQModel.load_llamagen(path)
-
-
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Return the SHA-256 (hex) of the weights, by which codes name the tokenizer that made them."""
-    weights = tokenizer.state_dict()
-    return digest(*(part for name in sorted(weights) for part in (name, weights[name].cpu().numpy())))
 
 
 def center_crop(picture: Image.Image, side: int) -> np.ndarray:

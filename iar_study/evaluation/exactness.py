@@ -7,8 +7,6 @@ decode to the same pictures to the bit, for rows are only gathered.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from iar_study.codebook import Rearrangement
 from iar_study.config import PRESETS
 from iar_study.generators.gpt import GPT
+from iar_study.tokenizers.layout import side_in_tokens
 from iar_study.tokenizers.vq import Tokenizer
 
 SEED = 0
@@ -33,7 +32,7 @@ def equivariance_gap(tokens: np.ndarray, labels: np.ndarray, classes: int, arran
     tokens, labels : int (B, T) and (B,), in the original order of the codes.
     """
     torch.manual_seed(SEED)
-    model = GPT(PRESETS["tiny"], len(arranged.permutation), classes, math.isqrt(tokens.shape[1]))
+    model = GPT(PRESETS["tiny"], len(arranged.permutation), classes, side_in_tokens(tokens.shape[1]))
     torch.nn.init.normal_(model.output.weight, std=0.02)  # it begins at zero, where nothing could differ
     model = model.double().eval()
     target = torch.from_numpy(labels)
@@ -60,7 +59,7 @@ def decoding_gap(tokenizer: Tokenizer, tokens: np.ndarray, arranged: Rearrangeme
 
     tokens : int (B, T), in the original order of the codes.
     """
-    grid = math.isqrt(tokens.shape[1])
+    grid = side_in_tokens(tokens.shape[1])
     original, moved = (
         torch.from_numpy(each.astype(np.int64)).view(-1, grid, grid) for each in (tokens, arranged.tokens(tokens))
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from iar_study.pipeline.workspace import Workspace, is_finished, near_codes_tria
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.plans import departures, plan_of
 from iar_study.study.study import Kind
+from iar_study.tokenizers.layout import side_in_tokens
 from iar_study.training.journal import read_journal
 
 SHOWN_ARM = "balanced"
@@ -294,7 +294,7 @@ def _premise(workspace: Workspace, tokenizers: set[str]) -> dict[str, float]:
 def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> dict[str, np.ndarray]:
     """Put values by position, (T,) for each seed, on the grid of the image: (seeds, grid, grid)."""
     some = next(iter(of_seeds.values()))
-    grid = math.isqrt(len(next(iter(some.values()))))
+    grid = side_in_tokens(len(next(iter(some.values()))))
     lost = {name: np.full(grid**2, np.nan) for name in some}
     return {name: np.stack([of_seeds.get(seed, lost)[name].reshape(grid, grid) for seed in seeds]) for name in some}
 
@@ -334,6 +334,8 @@ def _scale(
     tokens = " or ".join(f"{length * config['train.batch_size'] * grid**2 / 1e6:.1f}" for length in lengths)
     weights = sorted({trial["parameters"] for trial in ended})
     sizes = sorted({tuple(trial["config"][f"model.{name}"] for name in MODEL) for trial in ended})
+    named = {str(trial["config"].get("model.name", "gpt")).rpartition(":")[2].partition(",")[0] for trial in ended}
+    names = sorted(name.replace("gpt", "GPT") for name in named)
     colours = "grey" if data["channels"] == 1 else "colour"
     threads = "one thread" if config["compute.threads"] == 1 else f"{config['compute.threads']} threads"
     views = f" ({data['augmentations']} augmentations each)" if data.get("augmentations", 1) > 1 else ""
@@ -343,7 +345,7 @@ def _scale(
     judged = f"judged by {config['evaluation.clusters']} balanced clusters"
     held_out = min(config["evaluation.images"], data["test_images"])
     training = {
-        "model": f"GPT, {_range(weight / 1e6 for weight in weights)} M weights: "
+        "model": f"{', '.join(names)}, {_range(weight / 1e6 for weight in weights)} M weights: "
         + "; ".join(f"{layers} layers, {heads} heads, width {width}" for layers, heads, width in sizes),
         "training": f"{steps} steps of {config['train.batch_size']} images ({tokens} M tokens), "
         f"learning rate {rates}, {config['train.decay']} decay{averaged}",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iar_study import parts
 from iar_study.config import ModelConfig, check_shape
 
 
@@ -202,6 +203,11 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         return self.embedding_table(labels).unsqueeze(1)
+
+
+def make_generator(config: ModelConfig, vocab_size: int, n_classes: int, grid: int) -> GPT:
+    """Return the generator that `config` names, with new weights: the GPT, or a part of one's own made like it."""
+    return parts.load("generator", config.name)(config, vocab_size, n_classes, grid)
 
 
 class GPT(nn.Module):

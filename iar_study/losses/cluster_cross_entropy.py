@@ -16,12 +16,10 @@ time: besides the logits only their gradient is ever held as a whole, and it is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from iar_study.generators.gpt import at_least_float32
 
@@ -47,52 +45,6 @@ def token_and_cluster_cross_entropy(
         device-side assertion.
     """
     tce, cce = _losses(logits, targets, [boundaries], reduction, ignore_index)
-    return tce, cce
-
-
-def linear_token_and_cluster_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    boundaries: Tensor,
-    chunk: int = 256,
-    reduction: Literal["mean", "sum"] = "mean",
-    ignore_index: int = -100,
-) -> tuple[Tensor, Tensor]:
-    """Return (L_TCE, L_CCE) of logits = hidden @ weight.T, of which only `chunk` rows are ever held.
-
-    The gradients are made in the forward pass, while the logits are at hand, up to two factors that only the backward
-    pass knows. A second backward pass through the same graph makes them anew.
-
-    Parameters
-    ----------
-    hidden : float (..., D); under autocast it is cast, as is `weight`, like the input of a linear layer.
-    weight : float (N, D), of the same dtype: the weight of the output layer.
-    chunk : rows of logits held at a time.
-    reduction : not "none": a factor for every row would need all the logits, or a second projection.
-    targets, boundaries, ignore_index, raises : as in `token_and_cluster_cross_entropy`.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least one row, got {chunk}")
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.dtype != hidden.dtype:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} {hidden.dtype} and weight {tuple(weight.shape)} {weight.dtype} do not fit"
-        )
-    check_shapes(hidden, targets, [boundaries])
-    hidden = hidden.reshape(targets.numel(), hidden.shape[-1])
-    targets, valid = codes_and_mask(targets, ignore_index)
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
-    with torch.autocast(device, enabled=False):
-        sums = _LinearClusterCrossEntropy.apply(hidden, weight, targets, valid, boundaries, chunk, wanted)
-    if reduction == "mean":
-        count = valid.sum()
-        sums = (sums / count.clamp(min=1)).masked_fill(count == 0, torch.nan)  # no gradient where nothing counts
-    tce, cce = sums
     return tce, cce
 
 
@@ -270,96 +222,3 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, list[None]]:
 
 
 _cluster_cross_entropy.register_autograd(_gradients, setup_context=_remember)
-
-
-class _LinearClusterCrossEntropy(torch.autograd.Function):
-    """Sums float (2,) of L_TCE and L_CCE over the rows that count, for logits y = hidden (R, D) @ weight (N, D).T.
-
-    With p = softmax(y) and factors g_t, g_c from upstream, the gradient of the logits is
-
-        (g_t + g_c) * p - g_t * onehot(t) - g_c * softmax(y[B]) on B
-
-    What p leads to, p @ weight and p.T @ hidden, is made in the forward pass. The rest is about one cluster for each
-    row, so the backward pass makes it in products that are small, cluster by cluster.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        codes: Tensor,
-        valid: Tensor,
-        boundaries: Tensor,
-        chunk: int,
-        wanted: list[bool],
-    ) -> Tensor:
-        ctx.save_for_backward(hidden, weight)
-        ctx.others = codes, valid, boundaries, chunk, wanted
-        sums, *ctx.products = _project(hidden, weight, *ctx.others)
-        return sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        codes, valid, boundaries, chunk, _ = ctx.others
-        products = ctx.products or _project(hidden, weight, *ctx.others)[1:]
-        ctx.products = None  # They become the gradients, in place: to hold both would double the memory.
-        grad_hidden, grad_weight = (x if x is None else x.mul_(upstream.sum()) for x in products)
-        token_factor, cluster_factor = upstream
-        # Sorted by code the rows of a cluster lie together, and those that do not count after all clusters.
-        codes, order = codes.where(valid, len(weight)).sort()
-        splits = torch.searchsorted(codes, boundaries.to(codes)).tolist()
-        for (first, end), (start, stop) in zip(pairwise(boundaries.tolist()), pairwise(splits), strict=True):
-            w = weight[first:end]
-            step = max(chunk * len(weight) // len(w), 1)
-            for rows, own_codes in zip(order[start:stop].split(step), codes[start:stop].split(step), strict=True):
-                h = hidden[rows]
-                own = at_least_float32(h @ w.T).softmax(1).mul_(-cluster_factor)
-                own.scatter_add_(1, (own_codes - first)[:, None], -token_factor.expand(len(rows), 1))
-                own = own.to(h.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] += own @ w
-                if grad_weight is not None:
-                    grad_weight[first:end] += own.T @ h
-        grads = (x if x is None else x.to(hidden.dtype) for x in (grad_hidden, grad_weight))
-        return (*grads, None, None, None, None, None)
-
-
-def _project(
-    hidden: Tensor,
-    weight: Tensor,
-    codes: Tensor,
-    valid: Tensor,
-    boundaries: Tensor,
-    chunk: int,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the sums of both losses, float (2,), and if wanted p @ weight and p.T @ hidden, over rows that count."""
-    levels = _token_and_clusters(codes, [boundaries], len(weight))
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    losses = hidden.new_zeros(2, len(hidden), dtype=dtype)
-    for_hidden, for_weight = (
-        torch.zeros_like(x, dtype=dtype) if is_wanted else None
-        for x, is_wanted in zip((hidden, weight), wanted, strict=True)
-    )
-    buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
-    small = hidden.new_empty(0, dtype=dtype)
-    for begin in range(0, len(hidden), chunk):
-        some = slice(begin, begin + chunk)
-        h = hidden[some]
-        y = torch.mm(h, weight.T, out=buffer[: len(h)])
-        for rows in _row_chunks(y):
-            log_p = torch.log_softmax(y[rows], 1, dtype=dtype, out=small.resize_(y[rows].shape))
-            _write_losses(log_p, levels, slice(begin + rows.start, begin + rows.stop), losses)
-            torch.exp(log_p, out=y[rows])
-        counts = valid[some, None]
-        if for_hidden is not None:
-            for_hidden[some] = (y @ weight).mul_(counts)
-        if for_weight is not None:
-            if h.dtype == dtype:
-                for_weight.addmm_(y.T, h * counts)
-            else:
-                for_weight += y.T @ (h * counts)
-    return losses.mul_(valid).sum(1), for_hidden, for_weight

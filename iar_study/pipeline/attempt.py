@@ -19,18 +19,18 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from iar_study.codebook import Codebook, Rearrangement
+from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, flatten
 from iar_study.data.codes import Codes
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
-from iar_study.generators.gpt import GPT
+from iar_study.generators.gpt import GPT, make_generator
 from iar_study.generators.sampling import generate
 from iar_study.parts import MAKERS, changed
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, own_metrics, seen_by
-from iar_study.pipeline.stages import images_of, load_codebook, load_codes
+from iar_study.pipeline.stages import images_of, load_codes
 from iar_study.pipeline.trial import Busy, Trial
 from iar_study.pipeline.workspace import is_finished
 from iar_study.storage import Kept, load_arrays, read_json, replacing, save_arrays, unwritable, write_json
@@ -113,7 +113,7 @@ def _train(trial: Trial, folder: Path) -> None:
         return
     weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
     save_arrays(folder / "weights.safetensors", weights)
-    codebook = rearrangement.rows(load_codebook(shared))
+    codebook = rearrangement.rows(codes.codebook.vectors)
     save_arrays(
         folder / "codebook.safetensors",
         {"codebook": codebook, "permutation": rearrangement.permutation, "boundaries": rearrangement.boundaries},
@@ -139,7 +139,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
         codes.test_tokens[: config.images],
         originals[: config.images],
         partial(decode, shared, device="cpu"),
-        Codebook(codes.codebook, "cosine"),
+        codes.codebook,
         Rearrangement.load(shared.rearrangement),
         lambda pictures: look(pictures)[::2],
         trial.seed,
@@ -148,7 +148,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     )
     save_arrays(folder / "replaced.safetensors", {"replaced": found.pictures}, {"columns": found.columns})
     groups = {
-        "near": found.curve[paper_rank(len(codes.codebook))],
+        "near": found.curve[paper_rank(len(codes.codebook.vectors))],
         "same_cluster": found.same_cluster,
         "random_code": found.random_code,
         "tokenizer": found.tokenizer,
@@ -193,7 +193,7 @@ def weights_of(folder: Path) -> Path:
 def load_model(folder: Path, config: TrialConfig, classes: int, grid: int) -> GPT:
     """Return the GPT of a finished trial's folder, in the original order of the codes, on the trial's device."""
     rearrangement = Rearrangement.load(folder / "codebook.safetensors")
-    model = GPT(config.model, len(rearrangement.permutation), classes, grid)
+    model = make_generator(config.model, len(rearrangement.permutation), classes, grid)
     weights = load_arrays(weights_of(folder))[0]
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return original_order(model, rearrangement).to(config.compute.device).eval()
@@ -240,8 +240,8 @@ def sample_and_measure(
 def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
     """Draw the tokens, int64 (b, T) on the CPU, of one part of a trial's samples, with its own noise; classes (b,)."""
     device, seed = config.compute.device, noise_seed(config.seed, config.evaluation.noise)
-    return generate(
-        model,
+    sample = getattr(model, "sample", None) or partial(generate, model)  # one's own may not draw token by token
+    return sample(
         classes.to(device),
         cfg_scale=config.evaluation.guidance,
         temperature=config.evaluation.temperature,
@@ -265,7 +265,8 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
     """Return what a reader needs to trace a number: config, inputs, code and environment."""
     commit, dirty = code_version()
     with torch.device("meta"):
-        model = GPT(trial.config.model, trial.config.tokenizer.codebook_size, len(codes.class_names), codes.grid)
+        size, classes = trial.config.tokenizer.codebook_size, len(codes.class_names)
+        model = make_generator(trial.config.model, size, classes, codes.grid)
     return {
         "hash": trial.hash,
         "seed": trial.seed,

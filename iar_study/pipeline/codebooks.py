@@ -7,7 +7,6 @@ the results again.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +24,10 @@ from iar_study.codebook.norms import within_range
 from iar_study.errors import InputError
 from iar_study.evaluation.near_codes import nearest_codes, random_other_codes
 from iar_study.pipeline.encoded import Encoded, encoded_of
-from iar_study.pipeline.stages import THREADS
+from iar_study.pipeline.stages import THREADS, given_tokenizer, load_codebook
 from iar_study.pipeline.workspace import Workspace, read_manifest, read_record
 from iar_study.storage import digest, load_arrays, load_metadata, save_arrays
+from iar_study.tokenizers.layout import side_in_tokens
 
 KIND = "codebook"
 """What the product's name begins with."""
@@ -205,9 +205,9 @@ class _Source:
     """
 
     file: Path
-    codebook: np.ndarray
+    codebook: Codebook
     use: np.ndarray
-    tokenizer: Path
+    tokenizer: str
     tokens: np.ndarray | None
 
 
@@ -218,10 +218,10 @@ def _make(path: Path, about: dict[str, Any], manifest: dict[str, Any], workspace
     judging = _find("clustering", about["inputs"]["judging"], workspace)
     if source is None or judging is None:
         raise InputError(f"the codes of study {study!r} are not in {workspace.cache}; `iar-study run {study}` first")
-    codebook, arranged = Codebook(source.codebook, "cosine"), Rearrangement.load(judging)
+    codebook, arranged = source.codebook, Rearrangement.load(judging)
     strategies, left_out = _compared(codebook, len(arranged.boundaries) - 1)
     arrays = {
-        "codebook": source.codebook,
+        "codebook": codebook.vectors,
         "permutation": arranged.permutation,
         "boundaries": arranged.boundaries,
         "use": source.use,
@@ -234,7 +234,7 @@ def _make(path: Path, about: dict[str, Any], manifest: dict[str, Any], workspace
         arrays |= {name: getattr(shown, name) for name in ("codes", "pictures", "places", "images")}
     header = {
         "inputs": {name: about["inputs"][name] for name in INPUTS},
-        "tokenizer": source.tokenizer.name,
+        "tokenizer": Path(source.tokenizer).name,
         "source": source.file.name,
         "lookup": codebook.lookup,
         "columns": columns,
@@ -254,11 +254,23 @@ def _own_source(about: dict[str, Any], manifest: dict[str, Any], workspace: Work
     codes = _find("codes", about["inputs"]["codes"], workspace)
     if codes is None:
         return None
-    arrays = load_arrays(codes)[0]
-    use = Codebook(arrays["codebook"]).use(arrays["train_tokens"])
-    tokenizer = _find("tokenizer", about["inputs"]["tokenizer"], workspace)
+    arrays, codebook = load_arrays(codes)[0], load_codebook(codes)
+    use = codebook.use(arrays["train_tokens"])
+    tokenizer = _tokenizer(about, workspace)
     tokens = arrays["test_tokens"][:HELD_OUT] if tokenizer else None
-    return _Source(codes, arrays["codebook"], use, tokenizer or Path("no longer there"), tokens)
+    return _Source(codes, codebook, use, tokenizer or "no longer there", tokens)
+
+
+def _tokenizer(about: dict[str, Any], workspace: Workspace) -> str | None:
+    """Return the tokenizer that was trained or given, where it is still there."""
+    content, given = about["inputs"]["tokenizer"], about["config"]["tokenizer.checkpoint"]
+    if given is None:
+        product = _find("tokenizer", content, workspace)
+        return str(product) if product else None
+    with suppress(InputError):
+        if given_tokenizer(given)[0] == content:
+            return given
+    return None
 
 
 def _encoded_source(about: dict[str, Any], manifest: dict[str, Any], workspace: Workspace) -> _Source | None:
@@ -266,7 +278,6 @@ def _encoded_source(about: dict[str, Any], manifest: dict[str, Any], workspace: 
     products = [workspace.cache / name for name in manifest["products"] if name.startswith("use-")]
     if not products or not products[0].exists():
         return None
-    arrays = load_arrays(products[0])[0]
     checkpoint = about["config"]["tokenizer.checkpoint"]
     found: Encoded | None = None
     with suppress(InputError):
@@ -275,7 +286,7 @@ def _encoded_source(about: dict[str, Any], manifest: dict[str, Any], workspace: 
         about["inputs"][name] for name in ("tokenizer", "codes")
     )
     tokens = np.array(found.test.codes[:HELD_OUT, 0]) if found and there else None
-    return _Source(products[0], arrays["codebook"], arrays["use"], Path(checkpoint), tokens)
+    return _Source(products[0], load_codebook(products[0]), load_arrays(products[0])[0]["use"], checkpoint, tokens)
 
 
 def _find(kind: str, content: str, workspace: Workspace) -> Path | None:
@@ -285,22 +296,17 @@ def _find(kind: str, content: str, workspace: Workspace) -> Path | None:
 
 
 @contextmanager
-def _decoder(tokenizer: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+def _decoder(tokenizer: str) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Give a function of tokens, int (n, T), that returns pictures, uint8 (n, h, w, c), always the same bits."""
     # Here, not on top: who shows a codebook that was looked at before does not wait for torch.
     import torch
 
-    from iar_study.data.encoding import load_tokenizer
-    from iar_study.pipeline.making import DECODED_AT_ONCE
-    from iar_study.tokenizers.vq import to_uint8
+    from iar_study.tokenizers.given import decoded, load_tokenizer
 
     model, threads = load_tokenizer(tokenizer), torch.get_num_threads()
 
     def decode(tokens: np.ndarray) -> np.ndarray:
-        grid = math.isqrt(tokens.shape[1])
-        grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
-        parts = grids.split(max(1, DECODED_AT_ONCE // (grid * model.patch) ** 2))
-        return np.concatenate([to_uint8(model.decode_codes(part)) for part in parts])
+        return np.concatenate(list(decoded(model, tokens)))
 
     torch.set_num_threads(THREADS)
     try:
@@ -351,7 +357,7 @@ def replace_codes(
     places = tokens[images] == chosen[:, None]
     replaced = np.where(places[:, None], codes[..., None], tokens[images][:, None])
     pictures = decode(replaced.reshape(-1, tokens.shape[1]))
-    grid = math.isqrt(tokens.shape[1])
+    grid = side_in_tokens(tokens.shape[1])
     return Neighbours(
         columns=("true tokens", *(f"rank {rank}" for rank in ranks), "same cluster", "random code"),
         codes=codes.astype(np.int64),

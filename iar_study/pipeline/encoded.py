@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
+from iar_study.codebook import Codebook
 from iar_study.config import TrialConfig
 from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes, open_splits
 from iar_study.errors import InputError
 from iar_study.storage import digest
+from iar_study.tokenizers.layout import side_in_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +22,16 @@ class Encoded:
     folder: Path
     train: ExtractedCodes
     test: ExtractedCodes
-    tokenizer: Path
+    tokenizer: str
     tokenizer_digest: str
-    codebook: np.ndarray
+    codebook: Codebook
     patch: int
     channels: int
 
     @property
     def grid(self) -> int:
-        """Tokens along one side of a picture, rounded down where they form no square."""
-        return math.isqrt(self.train.codes.shape[2])
+        """Tokens along one side of a picture."""
+        return side_in_tokens(self.train.codes.shape[2])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -48,34 +48,41 @@ class Encoded:
 @lru_cache(maxsize=2)
 def encoded_of(name: str, checkpoint: str | None) -> Encoded:
     """Open the codes of `codes:PATH` and their tokenizer once per process."""
-    from iar_study.data.encoding import load_tokenizer, tokenizer_digest  # here: it brings torch
+    from iar_study.tokenizers.given import codebook_of, load_tokenizer, tokenizer_digest  # here: it brings torch
 
     folder = Path(name.removeprefix("codes:")).expanduser().absolute()
     splits = open_splits(folder)
     if checkpoint is None:
         raise InputError(f"{name} needs the tokenizer that made the codes: --set tokenizer.checkpoint=FILE")
-    path = Path(checkpoint).expanduser().absolute()
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(checkpoint)
     return Encoded(
         folder,
         **splits,
-        tokenizer=path,
+        tokenizer=checkpoint,
         tokenizer_digest=tokenizer_digest(tokenizer),
-        codebook=tokenizer.codebook().numpy(),
+        codebook=codebook_of(tokenizer),
         patch=tokenizer.patch,
         channels=tokenizer.in_channels,
     )
 
 
-def check_encoded(config: TrialConfig) -> None:
-    """Raise `InputError` for settings that do not fit the codes or their tokenizer."""
-    found = encoded_of(config.data.name, config.tokenizer.checkpoint)
-    size, dim = found.codebook.shape
-    wanted = {"codebook_size": size, "code_dim": dim, "patch": found.patch}
+def check_given(config: TrialConfig, codebook: Codebook, patch: int) -> None:
+    """Raise `InputError` unless the settings of the tokenizer are those of the one that is given."""
+    size, dim = codebook.vectors.shape
+    wanted = {"codebook_size": size, "code_dim": dim, "patch": patch}
     for key, value in wanted.items():
         if (given := getattr(config.tokenizer, key)) != value:
             settings = " ".join(f"tokenizer.{name}={number}" for name, number in wanted.items())
-            raise InputError(f"tokenizer.{key} is {given}, but {value} in {found.tokenizer}; --set {settings}")
+            raise InputError(
+                f"tokenizer.{key} is {given}, but {value} in {config.tokenizer.checkpoint}; --set {settings}"
+            )
+
+
+def check_encoded(config: TrialConfig) -> None:
+    """Raise `InputError` for settings that do not fit the codes or their tokenizer."""
+    found = encoded_of(config.data.name, config.tokenizer.checkpoint)
+    size = len(found.codebook.vectors)
+    check_given(config, found.codebook, found.patch)
     index = found.train.index
     if index["codebook_size"] != size:
         raise InputError(
@@ -85,8 +92,8 @@ def check_encoded(config: TrialConfig) -> None:
     for split in (found.train, found.test):
         if split.index.get("source", {}).get("tokenizer", found.tokenizer_digest) != found.tokenizer_digest:
             raise InputError(f"{found.tokenizer} is not the tokenizer that made the codes in {found.folder}")
-    tokens, side = found.train.codes.shape[2], found.grid * found.patch
-    if found.grid**2 != tokens or found.grid < 2:
+    tokens, side = found.train.codes.shape[2], math.isqrt(found.train.codes.shape[2]) * found.patch
+    if tokens < 4 or side**2 != tokens * found.patch**2:
         raise InputError(f"{tokens} tokens an image, in {found.folder}, do not form a square of 2 x 2 or more")
     if config.data.image_size not in (None, side):
         raise InputError(

@@ -19,7 +19,6 @@ import torch
 from iar_study.codebook import Codebook, Rearrangement, cluster_codes
 from iar_study.config import ClassifierConfig, ClusteringConfig, TokenizerConfig, TrialConfig
 from iar_study.data.codes import Codes
-from iar_study.data.encoding import load_tokenizer
 from iar_study.data.images import Images
 from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
@@ -29,16 +28,12 @@ from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
 from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
 from iar_study.storage import Kept, digest, load_arrays, save_arrays
-from iar_study.tokenizers.patch_vq import PatchVQ
-from iar_study.tokenizers.vq import to_uint8
+from iar_study.tokenizers.given import codebook_of, decode_tokens, decoded, load_tokenizer
 from iar_study.training.train_classifier import train_classifier
-from iar_study.training.train_tokenizer import decode_tokens, describe_tokenizer, encode_images, train_tokenizer
+from iar_study.training.train_tokenizer import describe_tokenizer, encode_images, train_tokenizer
 
 COUNTED_AT_ONCE = 2**22
 """Tokens that are read at a time to count them: 32 MB."""
-
-DECODED_AT_ONCE = 2**20
-"""Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
 
 
 def _save(path: Path, makers: Sequence[str], arrays: dict[str, np.ndarray], **metadata: Any) -> None:
@@ -68,34 +63,41 @@ def make_tokenizer(path: Path, images: Images, config: TokenizerConfig, progress
         _save(path, ["tokenizer"], _state(model), config=asdict(config), channels=images.channels, metrics=metrics)
 
 
-def make_codes(path: Path, images: Images, tokenizer: Path, progress: Progress) -> None:
-    """Encode both splits; the codebook is kept beside the tokens."""
+def make_codes(path: Path, images: Images, tokenizer: str, given: bool, progress: Progress) -> None:
+    """Encode both splits; the codebook is kept beside the tokens, and what a `given` tokenizer is measured by."""
     torch.set_num_threads(THREADS)
     progress("encoding images", 0, 1, "")
-    model = PatchVQ.load(tokenizer)
+    model = load_tokenizer(tokenizer)
+    codebook = codebook_of(model)
     with _kept(path) as folder:
         arrays = {
             "train_tokens": encode_images(model, images.train, kept=Kept(folder / "train.safetensors")),
             "train_labels": images.train_labels,
             "test_tokens": encode_images(model, images.test, kept=Kept(folder / "test.safetensors")),
             "test_labels": images.test_labels,
-            "codebook": model.codebook().detach().numpy(),
+            "codebook": codebook.vectors,
         }
-        _save(path, ["codes"], arrays, class_names=images.class_names)
+        about: dict[str, Any] = {"class_names": images.class_names}
+        if codebook.lookup != "cosine":
+            about["lookup"] = codebook.lookup
+        if given:
+            about["metrics"] = describe_tokenizer(model, images.test)
+        _save(path, ["codes"], arrays, **about)
     progress("encoding images", 1, 1, "")
 
 
 def make_use(path: Path, found: Encoded, progress: Progress) -> None:
     """Count how often training images use each code; the header holds usage and perplexity, as of a tokenizer."""
     tokens = found.train.codes
-    codebook, images = Codebook(found.codebook, "cosine"), max(1, COUNTED_AT_ONCE // math.prod(tokens.shape[1:]))
-    use = np.zeros(len(found.codebook), np.int64)
+    codebook, images = found.codebook, max(1, COUNTED_AT_ONCE // math.prod(tokens.shape[1:]))
+    use = np.zeros(len(codebook.vectors), np.int64)
     for first in range(0, len(tokens), images):
         use += codebook.use(tokens[first : first + images])
         progress("counting codes", min(first + images, len(tokens)), len(tokens), "")
     share = use[use > 0] / use.sum()
     metrics = {"usage": float(np.mean(use > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
-    _save(path, (), {"use": use, "codebook": found.codebook}, metrics=metrics)
+    rule = {"lookup": codebook.lookup} if codebook.lookup != "cosine" else {}
+    _save(path, (), {"use": use, "codebook": codebook.vectors}, metrics=metrics, **rule)
 
 
 def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
@@ -125,7 +127,7 @@ def make_classifier(path: Path, images: Images, config: ClassifierConfig, progre
 def make_reference(
     path: Path,
     images: Images,
-    tokenizer: Path,
+    tokenizer: str,
     codes: Codes,
     classifier: Path,
     judging: Path,
@@ -138,25 +140,26 @@ def make_reference(
     progress("reference", 0, 1, "")
     extractor = extractor_of(config, classifier)
     reference = Reference(seen_by(extractor, classifier, images.test)[0])
-    model, arranged = PatchVQ.load(tokenizer), Rearrangement.load(judging)
+    model, arranged = load_tokenizer(tokenizer), Rearrangement.load(judging)
     tokens = codes.test_tokens[:count]
-    decoded = decode_tokens(model, tokens)
-    rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), torch.from_numpy(arranged.rows(codes.codebook)))
+    pictures = decode_tokens(model, tokens)
+    moved = torch.from_numpy(arranged.rows(codes.codebook.vectors))
+    rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), moved)
     _save(
         path,
         ["samples' metrics"],
         {
             **{REFERENCE + name: array for name, array in reference.arrays().items()},
             "originals": images.test[:10],
-            "decoded": decoded[:10],
+            "decoded": pictures[:10],
             "rearranged": rearranged,
         },
-        metrics=measure_pictures(decoded, images.test_labels[:count], reference, extractor, classifier, config),
+        metrics=measure_pictures(pictures, images.test_labels[:count], reference, extractor, classifier, config),
     )
     progress("reference", 1, 1, "")
 
 
-def make_exactness(path: Path, codes: Codes, tokenizer: Path, judging: Path) -> None:
+def make_exactness(path: Path, codes: Codes, tokenizer: str, judging: Path) -> None:
     """See that rearrangement alone changes neither a loss nor a picture."""
     torch.set_num_threads(THREADS)
     tokens, labels = codes.test_tokens[:EXACT_IMAGES], codes.test_labels[:EXACT_IMAGES]
@@ -168,28 +171,28 @@ def make_exactness(path: Path, codes: Codes, tokenizer: Path, judging: Path) -> 
     _save(path, (), {"gaps": np.array(list(gaps.values()))}, gaps=gaps)
 
 
-def make_clustering(path: Path, codebook: np.ndarray, config: ClusteringConfig, progress: Progress) -> None:
+def make_clustering(path: Path, codebook: Codebook, config: ClusteringConfig, progress: Progress) -> None:
     """Cluster and rearrange the codes."""
     what = f"clustering ({config.strategy}, {config.n_clusters})"
     if config.strategy == "none":
-        arranged = Rearrangement.identity(len(codebook))
+        arranged = Rearrangement.identity(len(codebook.vectors))
     else:
         labels = cluster_codes(
-            codebook, config.strategy, config.n_clusters, config.seed, progress=lambda *at: progress(what, *at)
+            codebook.vectors,
+            config.strategy,
+            config.n_clusters,
+            config.seed,
+            codebook.lookup,
+            progress=lambda *at: progress(what, *at),
         )
-        points = Codebook(codebook, "cosine").points
-        arranged = Rearrangement.from_labels(labels, points, within=config.within, between=config.between)
+        arranged = Rearrangement.from_labels(labels, codebook.points, within=config.within, between=config.between)
     arrays = {"permutation": arranged.permutation, "boundaries": arranged.boundaries}
     _save(path, makers_of_clustering(config), arrays, config=asdict(config))
 
 
 def decode(shared: Shared, tokens: np.ndarray, device: str) -> np.ndarray:
     """Return the pictures, uint8 (n, h, w, c), of tokens, int (n, T), in the codebook's original order."""
-    model = load_tokenizer(shared.tokenizer).to(device)
-    grid = math.isqrt(tokens.shape[1])
-    grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
-    parts = grids.split(max(1, DECODED_AT_ONCE // (grid * model.patch) ** 2))
-    return np.concatenate([to_uint8(model.decode_codes(part.to(device))) for part in parts])
+    return np.concatenate(list(decoded(load_tokenizer(shared.tokenizer).to(device), tokens)))
 
 
 def facts(shared: Shared) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def facts(shared: Shared) -> dict[str, Any]:
     these came encoded. `classifier_accuracy` and `reconstruction`, the samples' metrics measured on reconstructions:
     None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
     """
-    measured = shared.codes if shared.folder else shared.tokenizer
+    measured = shared.codes if shared.given else Path(shared.tokenizer)
     floor = load_arrays(shared.reference)[1] if shared.reference else None
     return {
         "tokenizer": load_arrays(measured)[1]["metrics"],

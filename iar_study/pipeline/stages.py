@@ -19,13 +19,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from iar_study.config import ClassifierConfig, ClusteringConfig, DataConfig, TrialConfig, is_encoded, part_identity
+from iar_study.codebook import Codebook
+from iar_study.config import (
+    ClassifierConfig,
+    ClusteringConfig,
+    DataConfig,
+    TrialConfig,
+    check_patches,
+    is_encoded,
+    part_identity,
+)
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, open_splits
 from iar_study.errors import InputError
 from iar_study.parts import changed, sources, versions
-from iar_study.pipeline.encoded import Encoded, check_encoded, encoded_of
+from iar_study.pipeline.encoded import Encoded, check_encoded, check_given, encoded_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_arrays, load_metadata
 
@@ -51,7 +60,8 @@ class Shared:
 
     data: dict[str, Any]
     """name, digest, image size, channels, counts of the images."""
-    tokenizer: Path
+    tokenizer: str
+    """A product's path; or what was given: a path elsewhere, or a part of one's own."""
     codes: Path
     """Tokens and codebook; of images that are encoded already, the use of the codes and the codebook."""
     classifier: Path | None
@@ -61,6 +71,8 @@ class Shared:
     judging: Path
     exactness: Path
     digests: dict[str, str]
+    given: bool = False
+    """Whether the tokenizer was given, and not trained here."""
     folder: Path | None = None
     """Of images that are encoded already: where their codes are."""
 
@@ -68,7 +80,7 @@ class Shared:
     def products(self) -> list[str]:
         """Names of the files of these that lie in the workspace's cache."""
         made = (self.codes, self.classifier, self.reference, self.rearrangement, self.judging, self.exactness)
-        own = made if self.folder else (self.tokenizer, *made)  # the tokenizer of codes:PATH lies elsewhere
+        own = made if self.given else (Path(self.tokenizer), *made)
         return [path.name for path in own if path]
 
 
@@ -87,9 +99,8 @@ def check(config: TrialConfig, load: bool = True) -> None:
     """
     if is_encoded(config.data):
         check_encoded(config)
-    elif (side := images_of(config.data).size) % config.tokenizer.patch:
-        patch = config.tokenizer.patch
-        raise InputError(f"images of {side} x {side} pixels do not divide into patches of {patch}; set tokenizer.patch")
+    else:
+        check_images(config, images_of(config.data))
     if load and config.evaluation.extractor != "classifier":
         from iar_study.pipeline.measuring import load_network
 
@@ -108,6 +119,19 @@ def check(config: TrialConfig, load: bool = True) -> None:
             raise InputError(
                 "compute.device = cuda, but torch finds no GPU here; `iar-study doctor` says what it finds"
             )
+
+
+def check_images(config: TrialConfig, images: Images) -> None:
+    """Raise `InputError` for a tokenizer that does not fit the images."""
+    patch, side = config.tokenizer.patch, images.size
+    if config.tokenizer.checkpoint is not None:
+        _, codebook, patch, channels = given_tokenizer(config.tokenizer.checkpoint)
+        check_given(config, codebook, patch)
+        if channels != images.channels:
+            raise InputError(
+                f"{config.tokenizer.checkpoint} is for {channels} channels, {images.name} has {images.channels}"
+            )
+    check_patches(side, patch)
 
 
 def prepare(config: TrialConfig, workspace: Workspace, progress: Progress) -> Shared:
@@ -136,8 +160,8 @@ class Stages:
         self.config, self.workspace, self.progress = config, workspace, progress
 
     @property
-    def codebook(self) -> np.ndarray:
-        """The codebook vectors, float32 (N, d)."""
+    def codebook(self) -> Codebook:
+        """The codes, with the rule by which they are looked up."""
         raise NotImplementedError
 
     @cached_property
@@ -156,14 +180,18 @@ class Stages:
         # An order that is none goes without a name: clusterings from before there were any are found.
         given = {key: part_identity(f"clustering.{key}", value) for key, value in asdict(config).items()}
         made_of = {key: value for key, value in given.items() if key == "strategy" or value != "none"}
-        path = _product(self.workspace, "clustering", makers_of_clustering(config), digest(self.codebook), made_of)
+        codebook = self.codebook
+        # By cosine the rule goes without a name: clusterings from before there was another are found.
+        rule = [codebook.lookup] if codebook.lookup != "cosine" else []
+        makers = makers_of_clustering(config)
+        path = _product(self.workspace, "clustering", makers, digest(codebook.vectors), made_of, *rule)
         if not path.exists():
             from iar_study.pipeline.making import make_clustering
 
-            make_clustering(path, self.codebook, config, self.progress)
+            make_clustering(path, codebook, config, self.progress)
         return path
 
-    def _exactness(self, codes: Codes, tokenizer: Path, codes_digest: str) -> Path:
+    def _exactness(self, codes: Codes, tokenizer: str, codes_digest: str) -> Path:
         path = _product(self.workspace, "exactness", (), codes_digest, _digest(self.judging), EXACT_IMAGES)
         if not path.exists():
             from iar_study.pipeline.making import make_exactness
@@ -186,7 +214,7 @@ class Stages:
 
 
 class _OfImages(Stages):
-    """All of it is trained, or computed, here."""
+    """The images are here; the tokenizer is trained on them, or given."""
 
     products: ClassVar[dict[str, str]] = {
         "tokenizer": "tokenizer",
@@ -203,21 +231,34 @@ class _OfImages(Stages):
         return images_of(self.config.data)
 
     @cached_property
-    def tokenizer(self) -> Path:
-        path = _product(self.workspace, "tokenizer", ["tokenizer"], self.images.digest, asdict(self.config.tokenizer))
+    def tokenizer(self) -> Path | None:
+        """What is trained; None of what is given."""
+        config = self.config.tokenizer
+        if config.checkpoint is not None:
+            return None
+        path = _product(self.workspace, "tokenizer", ["tokenizer"], self.images.digest, asdict(config))
         if not path.exists():
             from iar_study.pipeline.making import make_tokenizer
 
-            make_tokenizer(path, self.images, self.config.tokenizer, self.progress)
+            make_tokenizer(path, self.images, config, self.progress)
         return path
+
+    @property
+    def decoder(self) -> str:
+        """What `load_tokenizer` takes."""
+        return str(self.tokenizer or self.config.tokenizer.checkpoint)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        return _digest(self.tokenizer) if self.tokenizer else given_tokenizer(self.decoder)[0]
 
     @cached_property
     def codes(self) -> Path:
-        path = _product(self.workspace, "codes", ["codes"], self.images.digest, _digest(self.tokenizer))
+        path = _product(self.workspace, "codes", ["codes"], self.images.digest, self.tokenizer_digest)
         if not path.exists():
             from iar_study.pipeline.making import make_codes
 
-            make_codes(path, self.images, self.tokenizer, self.progress)
+            make_codes(path, self.images, self.decoder, self.tokenizer is None, self.progress)
         return path
 
     @cached_property
@@ -229,7 +270,7 @@ class _OfImages(Stages):
         return codes_of(self.codes)
 
     @property
-    def codebook(self) -> np.ndarray:
+    def codebook(self) -> Codebook:
         return self.loaded.codebook
 
     @cached_property
@@ -243,7 +284,7 @@ class _OfImages(Stages):
 
             network = load_network(extractor, self.config.compute.device)
             name, identity = network.name, network.identity
-        made_from = [_digest(product) for product in (self.tokenizer, self.classifier, self.judging)]
+        made_from = [self.tokenizer_digest, _digest(self.classifier), _digest(self.judging)]
         count = min(self.config.evaluation.samples, len(images.test))
         own = part_identity("evaluation.metrics", self.config.evaluation.metrics)
         key = (images.digest, made_from, name, identity, count, *([own] if own else []))
@@ -251,13 +292,13 @@ class _OfImages(Stages):
         if not path.exists():
             from iar_study.pipeline.making import make_reference
 
-            parts = (self.tokenizer, self.loaded, self.classifier, self.judging)
+            parts = (self.decoder, self.loaded, self.classifier, self.judging)
             make_reference(path, images, *parts, self.config, count, self.progress)
         return path
 
     @cached_property
     def exactness(self) -> Path:
-        return self._exactness(self.loaded, self.tokenizer, _digest(self.codes))
+        return self._exactness(self.loaded, self.decoder, _digest(self.codes))
 
     def shared(self) -> Shared:
         images, paths = self.images, self._paths()
@@ -271,9 +312,11 @@ class _OfImages(Stages):
             "classes": len(images.class_names),
             "class_names": images.class_names,
         }
-        telling = ("tokenizer", "codes", "classifier", "rearrangement", "judging")
-        digests = {"data": images.digest, **{name: _digest(getattr(self, name)) for name in telling}}
-        return Shared(data, **paths, digests=digests)
+        telling = ("codes", "classifier", "rearrangement", "judging")
+        digests = {"data": images.digest, "tokenizer": self.tokenizer_digest}
+        digests |= {name: _digest(getattr(self, name)) for name in telling}
+        del paths["tokenizer"]
+        return Shared(data, self.decoder, **paths, digests=digests, given=self.tokenizer is None)
 
 
 class _OfCodes(Stages):
@@ -301,7 +344,7 @@ class _OfCodes(Stages):
         return path
 
     @property
-    def codebook(self) -> np.ndarray:
+    def codebook(self) -> Codebook:
         return self.found.codebook
 
     @cached_property
@@ -347,7 +390,8 @@ class _OfCodes(Stages):
             paths["judging"],
             paths["exactness"],
             digests,
-            found.folder,
+            given=True,
+            folder=found.folder,
         )
 
 
@@ -401,17 +445,28 @@ def load_codes(shared: Shared) -> Codes:
         labels = {"train_labels": np.array(train.labels), "test_labels": np.array(test.labels)}
         tokens = {"train_tokens": train.codes, "test_tokens": test.codes[:, 0]}
         names = tuple(shared.data["class_names"])
-        return Codes(**tokens, **labels, class_names=names, codebook=load_codebook(shared))
+        return Codes(**tokens, **labels, class_names=names, codebook=load_codebook(shared.codes))
     return codes_of(shared.codes)
 
 
 def codes_of(path: Path) -> Codes:
     """Return the tokens and the codebook of a product `codes`."""
     arrays, metadata = load_arrays(path)
+    codebook = Codebook(arrays.pop("codebook"), metadata.get("lookup", "cosine"), path.name)
     arrays["train_tokens"] = arrays["train_tokens"][:, None]  # one augmentation
-    return Codes(**arrays, class_names=tuple(metadata["class_names"]))
+    return Codes(**arrays, class_names=tuple(metadata["class_names"]), codebook=codebook)
 
 
-def load_codebook(shared: Shared) -> np.ndarray:
-    """Return the codebook vectors, float32 (N, d)."""
-    return load_arrays(shared.codes)[0]["codebook"]
+def load_codebook(product: Path) -> Codebook:
+    """Return the codebook of a product `codes` or `use`."""
+    arrays, metadata = load_arrays(product)
+    return Codebook(arrays["codebook"], metadata.get("lookup", "cosine"), product.name)
+
+
+@lru_cache(maxsize=2)
+def given_tokenizer(spec: str) -> tuple[str, Codebook, int, int]:
+    """Return the digest, codebook, patch and channels of a tokenizer that is given, loaded once per process."""
+    from iar_study.tokenizers.given import codebook_of, load_tokenizer, tokenizer_digest  # here: it brings torch
+
+    tokenizer = load_tokenizer(spec)
+    return tokenizer_digest(tokenizer), codebook_of(tokenizer), tokenizer.patch, tokenizer.in_channels

@@ -41,7 +41,8 @@ class Trial:
             return ["sampling", *measuring]
         loss = self.config.loss
         varied = ["smoothing"] if loss.smoothing or loss.schedule != "constant" else []
-        return ["training", f"loss {loss.name}", *varied, "predictions", "sampling", *measuring]
+        training = ["training", *self.own_parts("generator"), f"loss {loss.name}", *varied]
+        return [*training, "predictions", "sampling", *measuring]
 
     def own_parts(self, kind: str) -> list[str]:
         """Return the makers "KIND NAME" of a kind that are not built in."""

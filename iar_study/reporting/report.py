@@ -24,9 +24,7 @@ from iar_study.reporting.illustrations import CURVES, findings_in_words, illustr
 from iar_study.reporting.latex import latex_tables
 from iar_study.reporting.pages import as_json, write_pages
 from iar_study.reporting.tables import (
-    BY_CHANCE,
     VERDICT_COLUMNS,
-    WRONG_TOKEN,
     comparison,
     comparison_tables,
     comparisons_shown,
@@ -37,7 +35,6 @@ from iar_study.reporting.tables import (
     seeds_of,
     target_tables,
     verdict_rows,
-    wrong_tokens,
 )
 from iar_study.reporting.unchanged import CODEBOOK, PAPER
 from iar_study.running.needs import plural
@@ -130,9 +127,8 @@ def _scale_in_short(results: Results) -> str:
 
 
 def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    tables, wrong = comparison_tables(results), wrong_tokens(results)
+    tables = comparison_tables(results)
     shown = [entry["key"] for table in tables for entry in table["compared"]]
-    shown += [WRONG_TOKEN, BY_CHANCE] if wrong else []
     if results.kind == "near-codes":
         shown += [key for kind in REPLACED for name in LIKENESS if (key := f"{kind}/{name}") not in shown]
     shown += [metric for metric in dict(CURVES) if metric in set(results.curves["metric"]) and metric not in shown]
@@ -146,8 +142,7 @@ def _context(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "plan": plan_table(results),
         "verdicts": [{**row, "comparisons": comparisons_shown(row["rows"])} for row in verdict_rows(verdicts)],
         "tables": tables,
-        "metrics_compared": (sum(len(table["compared"]) for table in tables) + bool(wrong)) * bool(results.compared),
-        "wrong": wrong,
+        "metrics_compared": sum(len(table["compared"]) for table in tables) * bool(results.compared),
         "designs": design_tables(results),
         "targets": target_tables(results),
         "metrics": [{"key": key, "about": metric_named(key)} for key in shown],

@@ -76,8 +76,6 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
 COLUMNS = 8
 """Seeds that a table of pairs has a column each for; of more, the pairs stand in one cell."""
 
-WRONG_TOKEN, BY_CHANCE = "val/right_cluster_if_wrong", "val/right_cluster_by_chance"
-
 
 def key_of(results: Results, name: str) -> str | None:
     """Return the key that `name`, a key or a family, has among what was measured; None if it was not."""
@@ -178,26 +176,6 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
             compared = [{"key": key, "about": metric_named(key)} for key in keys]
             tables.append({"title": title, "compared": compared, "rows": rows})
     return tables
-
-
-def wrong_tokens(results: Results) -> list[dict[str, str]]:
-    """Return how often a wrong token lies in the right cluster, beside chance; empty where it was not measured."""
-    if not {WRONG_TOKEN, BY_CHANCE} <= set(results.final["metric"]):
-        return []
-    table, chance = _rows(comparison(results, WRONG_TOKEN)), comparison(results, BY_CHANCE)["mean"].to_dict()
-    rows = []
-    for arm in results.arms:
-        share, by_chance = table[arm], chance[arm]
-        times = share["mean"] / by_chance if by_chance > 0 else math.nan
-        rows.append(
-            {
-                "arm": arm,
-                **_cell(results, share, WRONG_TOKEN),
-                "chance": number(by_chance, metric_named(BY_CHANCE).digits),
-                "times": number(times, 1),
-            }
-        )
-    return rows
 
 
 def design_tables(results: Results) -> list[dict[str, Any]]:

@@ -301,6 +301,12 @@ def _disk_use(kinds: Sequence[Kind], data: Data, workspace: Workspace) -> Disk:
 
 def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
     """Return the images of `config`, assumed where they are not here, and what they need; nothing is downloaded."""
+    data, needs = _look_for_images(config)
+    encoded, given = is_encoded(config.data), config.tokenizer.checkpoint
+    return data, [*needs, *([_tokenizer_need(config)] if encoded or given else [])]
+
+
+def _look_for_images(config: TrialConfig) -> tuple[Data, list[Need]]:
     # Here, not on top: importing them takes a while.
     from iar_study.data.fashion_mnist import CLASS_NAMES, SOURCES, SYSTEM_FOLDER
     from iar_study.data.folder import list_folder
@@ -413,7 +419,7 @@ def _look_for_codes(config: TrialConfig, folder: Path) -> tuple[Data, list[Need]
     )
     if not needs:
         needs = [Need("codes", True, f"{train[0]:,} x {train[1]} + {test[0]:,} images in {folder}")]
-    return data, [*needs, _tokenizer_need(config)]
+    return data, needs
 
 
 def _codebook_needs(study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]], base: TrialConfig) -> list[Need]:
@@ -424,7 +430,7 @@ def _codebook_needs(study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]
     sizes = {arm.name: config.tokenizer.codebook_size for arm, _, config in configs}
     if not (others := sorted({size for size in sizes.values() if size != given})):
         return []
-    text = f"{base.data.name} are of {given:,} codes; arms ask for {choice(others)}"
+    text = f"{base.tokenizer.checkpoint} has {given:,} codes; arms ask for {choice(others)}"
     fitting = " ".join(name for name, size in sizes.items() if size == given)
     return [Need("codebook", False, text, f"leave these arms out: --arms {fitting}")]
 
@@ -434,8 +440,8 @@ def _tokenizer_need(config: TrialConfig) -> Need:
     if checkpoint is None:
         return Need("tokenizer", False, "codes need the one that made them", "--set tokenizer.checkpoint=FILE")
     path = Path(checkpoint).expanduser()
-    if path.is_file():
-        return Need("tokenizer", True, str(path))
+    if path.is_file() or ".py:" in checkpoint:  # which is loaded when the settings are checked
+        return Need("tokenizer", True, checkpoint)
     remedy = "name another: --set tokenizer.checkpoint=FILE"
     if path.name == "vq_ds16_c2i.pt":
         remedy = "LlamaGen's: https://huggingface.co/FoundationVision/LlamaGen/resolve/main/vq_ds16_c2i.pt"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median_low
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,7 +145,7 @@ def run_study(
         raise
     # Of another arm that is the same trial.
     _tell_ended(recorder, [trial for trial in trials if trial not in pending and trial.hash not in finished])
-    products = [trials[0].shared.tokenizer, trials[0].shared.judging]
+    products = [Path(trials[0].shared.tokenizer), trials[0].shared.judging]
     problem = recorder.close(files=[path for path in products if path.parent == workspace.cache])
     write_manifest(trials, recorder)  # now with the ids of all runs
     if problem:

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig, is_encoded, with_settings
-from iar_study.data.encoding import load_tokenizer, tokenizer_digest
+from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig, with_settings
 from iar_study.data.images import Images, has_images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
@@ -30,13 +29,13 @@ from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure
 from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
 from iar_study.generators.gpt import GPT
 from iar_study.pipeline.attempt import SAMPLED_AT_ONCE, draw, load_model, weights_of
-from iar_study.pipeline.making import DECODED_AT_ONCE
 from iar_study.pipeline.measuring import load_classifier
 from iar_study.pipeline.stages import THREADS, classifier_product, images_of
 from iar_study.pipeline.workspace import Workspace, is_finished, read_record
 from iar_study.running.display import Display
 from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
-from iar_study.tokenizers.vq import Tokenizer, to_uint8
+from iar_study.tokenizers.given import DECODED_AT_ONCE, decoded, load_tokenizer, tokenizer_digest
+from iar_study.tokenizers.vq import Tokenizer
 
 KEPT_AT_ONCE = 5000
 """Pictures whose features are kept together: what a kill can cost."""
@@ -89,11 +88,10 @@ class FinishedTrial:
 
     def tokenizer(self, workspace: Workspace) -> Tokenizer:
         """Return the tokenizer of the codes; raise `InputError` where it is gone, or another one in its place."""
-        encoded = is_encoded(self.config.data)
-        path = Path(str(self.config.tokenizer.checkpoint)) if encoded else self.product(workspace, "tokenizer")
-        tokenizer = load_tokenizer(path.expanduser())
-        if encoded and tokenizer_digest(tokenizer) != self.described["inputs"]["tokenizer"]:
-            raise InputError(f"{path} is not the tokenizer that trial {self.hash} had; put that one back")
+        given = self.config.tokenizer.checkpoint
+        tokenizer = load_tokenizer(given or self.product(workspace, "tokenizer"))
+        if given and tokenizer_digest(tokenizer) != self.described["inputs"]["tokenizer"]:
+            raise InputError(f"{given} is not the tokenizer that trial {self.hash} had; put that one back")
         return tokenizer.to(self.config.compute.device).eval()
 
     def product(self, workspace: Workspace, kind: str) -> Path:
@@ -184,11 +182,10 @@ def _draw(found: FinishedTrial, count: int, parts: Path, show: Any) -> np.ndarra
 
 def _decode(found: FinishedTrial, tokenizer: Tokenizer, tokens: np.ndarray, show: Any) -> Iterator[np.ndarray]:
     """Give the pictures, uint8 (b, H, W, 3), of tokens (n, T), decoded together as the trial did."""
-    count, grid = len(tokens), math.isqrt(tokens.shape[1])
-    at_once = max(1, DECODED_AT_ONCE // (grid * tokenizer.patch) ** 2)
+    count = len(tokens)
+    at_once = max(1, DECODED_AT_ONCE // (tokens.shape[1] * tokenizer.patch**2))
     for first, end in spans(found.config.evaluation.samples, count, at_once):
-        grids = torch.from_numpy(tokens[first:end].astype(np.int64)).view(-1, grid, grid)
-        yield with_channels(to_uint8(tokenizer.decode_codes(grids.to(found.config.compute.device))), 3)
+        yield with_channels(next(decoded(tokenizer, tokens[first:end], at_once)), 3)
         show("decoding", min(end, count), count)
 
 

@@ -10,6 +10,7 @@ from iar_study.config import (
     TrialConfig,
     check_loss,
     check_parallel,
+    check_patches,
     check_shape,
     flatten,
     is_encoded,
@@ -25,15 +26,16 @@ OF_CLUSTERS = (
     *(f"loss.{name}" for name in ("cluster_weight", "schedule", "first_weight")),
 )
 OF_THE_LOSS = tuple(f"loss.{name}" for name in ("token_weight", "smoothing", "coarse_weight", "coarse_clusters"))
-OF_IMAGES = (
-    *(f"tokenizer.{name}" for name in ("channels", "steps", "batch_size", "lr", "commitment", "seed")),
-    *("classifier.", "evaluation.extractor"),
+OF_A_TRAINED_TOKENIZER = tuple(
+    f"tokenizer.{name}" for name in ("channels", "steps", "batch_size", "lr", "commitment", "seed")
 )
+OF_IMAGES = ("classifier.", "evaluation.extractor", "evaluation.metrics")
 OF_A_GPT = (
     *(f"evaluation.{name}" for name in ("every", "sampled_times", "guidance", "temperature", "noise")),
     *("model.", "loss.", "train.", "parallel.", "compute.precision", "compute.compile"),
 )
-"""How the keys begin of what is read only where there are clusters, where images are encoded here, where a GPT is."""
+"""How the keys begin of what is read only where there are clusters, where the loss is `cluster`, where a tokenizer is
+trained, where there are images, where there is a GPT."""
 
 
 def check_executor(name: str, address: str | None = None) -> None:
@@ -70,6 +72,8 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
     """Raise `InputError` for settings of a trial that do not fit each other, or no data."""
     for of_kind, name in parts_of(config):
         parts.check(of_kind, name)
+    if ".py:" in (given := config.tokenizer.checkpoint or ""):
+        parts.check("tokenizer", given)
     _check_data(config, kind)
     size, own = config.tokenizer.codebook_size, config.clustering
     wanted = {"evaluation.clusters": config.evaluation.clusters}
@@ -89,25 +93,13 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
 
 
 def _check_data(config: TrialConfig, kind: Kind) -> None:
-    name, side, patch = config.data.name, side_of(config.data), config.tokenizer.patch
+    name, side = config.data.name, side_of(config.data)
     if kind == "near-codes" and is_encoded(config.data):
         raise InputError(f"{name} holds no images; a study of near codes needs a data set of images")
     if kind == "near-codes" and config.evaluation.images < 2:
         raise InputError("evaluation.images = 1 is too few for a study of near codes; take 2 or more")
-    if is_encoded(config.data) or side is None:
-        return  # the codes tell
-    if config.tokenizer.checkpoint is not None:
-        raise InputError(f"tokenizer.checkpoint is for data codes:PATH only; for {name}, one is trained")
-    if side % patch:
-        raise InputError(
-            f"images of {side} x {side} pixels do not divide into patches of {patch}: "
-            f"choose another tokenizer.patch or data.image_size"
-        )
-    if side // patch < 2:
-        raise InputError(
-            f"images of {side} x {side} pixels are a single patch of {patch}: "
-            f"nothing is left to predict; choose a smaller tokenizer.patch"
-        )
+    if not is_encoded(config.data) and side is not None:
+        check_patches(side, config.tokenizer.patch)
 
 
 def check_effects(
@@ -174,6 +166,8 @@ def _unread(config: TrialConfig, kind: Kind, processes: int) -> dict[str, str]:
         found["clustering.seed"] = f"nothing is drawn where clustering.strategy = {strategy}; leave it out"
     if strategy == "none":
         found |= dict.fromkeys(OF_CLUSTERS, "set clustering.strategy, too")
+    if config.tokenizer.checkpoint is not None:
+        found |= dict.fromkeys(OF_A_TRAINED_TOKENIZER, "the tokenizer is given, and not trained here; leave it out")
     if is_encoded(config.data):
         found |= dict.fromkeys(OF_IMAGES, "codes:PATH comes with its tokenizer and without images; leave it out")
     if kind == "near-codes":

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iar_study.codebook.codebook import Lookup
 from iar_study.errors import InputError, listed
 from iar_study.storage import load_torch, save_torch
 
@@ -89,6 +90,8 @@ class Tokenizer(nn.Module):
     patch: int
     hint: ClassVar[str]
     """What to do about images whose sides `patch` does not divide."""
+    lookup: ClassVar[Lookup] = "cosine"
+    """By what a vector's nearest code is meant."""
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the encoder's output before normalisation and look-up, float (B, d, h, w).

@@ -24,7 +24,7 @@ from iar_study.config import TrainConfig, TrialConfig, identity
 from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
-from iar_study.generators.gpt import GPT
+from iar_study.generators.gpt import GPT, make_generator
 from iar_study.storage import Kept, save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
@@ -60,7 +60,7 @@ def noise_seed(seed: int, draw: int) -> int:
 def initial_model(config: TrialConfig, codes: Codes, rearrangement: Rearrangement) -> GPT:
     """Return the GPT of (seed): its embedding and output rows are permuted with the codes, all else is alike."""
     torch.manual_seed(config.seed)
-    model = GPT(config.model, len(rearrangement.permutation), len(codes.class_names), codes.grid)
+    model = make_generator(config.model, len(rearrangement.permutation), len(codes.class_names), codes.grid)
     model.rearrange_vocabulary(torch.from_numpy(rearrangement.order))
     return model
 
@@ -103,7 +103,7 @@ class Training:
         self.fabric, self.config = fabric, config
         self.model = initial_model(config, codes, rearrangement)
         prepare_blocks(self.model, config)
-        objective = Objective(self.model, config.loss, rearrangement, codes.codebook, fabric.device)
+        objective = Objective(self.model, config.loss, rearrangement, codes.codebook.vectors, fabric.device)
         self.objective = fabric.setup_module(objective)
         # The fused step would unscale float16's gradients itself, after they were to be clipped.
         self.optimizer = make_optimizer(self.model, config.train, fused=config.compute.precision != "float16")
@@ -175,9 +175,12 @@ class Training:
     def evaluated_model(self) -> GPT:
         """Return a GPT of its own, whole in every process, with the averaged weights; in evaluation mode."""
         model = self.model
-        whole = GPT(model.config, model.vocab_size, model.cls_embedding.n_classes, model.grid).to(self.fabric.device)
+        sizes = model.vocab_size, model.cls_embedding.n_classes, model.grid
+        whole = make_generator(self.config.model, *sizes).to(self.fabric.device)
         for parameter, average in zip(whole.parameters(), self.average, strict=True):
             parameter.copy_(gathered(average))
+        for buffer, trained in zip(whole.buffers(), model.buffers(), strict=True):
+            buffer.copy_(trained)
         return whole.eval()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -258,7 +261,7 @@ def train_gpt(
     batches = TokenBatches(codes, rearrangement, settings.batch_size, seed, training.share).from_step(
         first, settings.steps, workers=READERS if on_gpu else 0, pin=on_gpu
     )
-    judge = Judge(judging, rearrangement, codes.codebook, fabric.device)
+    judge = Judge(judging, rearrangement, codes.codebook.vectors, fabric.device)
     evaluate = _evaluation(fabric, config, codes, rearrangement, judge)
     to_sample = sampled_steps(config) if measure is not None else set()
     pace = Pace(first, settings.steps, fabric.device)

@@ -6,7 +6,6 @@ the data, and codes that fall out of use are moved onto current outputs, until t
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from iar_study.config import TokenizerConfig
 from iar_study.data.batches import batch_indices
-from iar_study.errors import InputError
 from iar_study.storage import Kept
+from iar_study.tokenizers.given import batch_of, decode_tokens
 from iar_study.tokenizers.patch_vq import PatchVQ
-from iar_study.tokenizers.vq import to_float, to_uint8, unit
+from iar_study.tokenizers.vq import Tokenizer, to_float, unit
 from iar_study.training.one_cycle import Progress, train_one_cycle
 
 REVIVE_EVERY = 20
@@ -103,8 +102,11 @@ def move_onto_outputs(model: PatchVQ, codes: Tensor, images: Tensor) -> None:
     model.quantize.embedding.weight[codes] = outputs[drawn]
 
 
-def encode_images(model: PatchVQ, images: np.ndarray, batch: int = 500, kept: Kept | None = None) -> np.ndarray:
+def encode_images(
+    model: Tokenizer, images: np.ndarray, batch: int | None = None, kept: Kept | None = None
+) -> np.ndarray:
     """Return the tokens, int32 (n, h * w) row by row, of uint8 images (n, H, W, C); `kept` has whole batches."""
+    batch = batch or batch_of(images.shape[1] * images.shape[2])
     parts = list(kept.arrays().values()) if kept else []
 
     def tokens() -> np.ndarray:
@@ -117,22 +119,9 @@ def encode_images(model: PatchVQ, images: np.ndarray, batch: int = 500, kept: Ke
     return tokens()
 
 
-def decode_tokens(model: PatchVQ, tokens: np.ndarray, codebook: Tensor | None = None, batch: int = 500) -> np.ndarray:
-    """Return uint8 images (n, side, side, C) of integer tokens (n, grid * grid), row by row.
-
-    `codebook`, float (N, d), replaces the model's own, as for rearranged tokens. Raises `InputError` when the tokens
-    form no square grid or name a code that does not exist.
-    """
-    grid, size = math.isqrt(tokens.shape[1]), len(model.codebook() if codebook is None else codebook)
-    if grid**2 != tokens.shape[1]:
-        raise InputError(f"{tokens.shape[1]} tokens an image do not form a square")
-    if tokens.min() < 0 or tokens.max() >= size:
-        raise InputError(f"tokens lie in {tokens.min()} ... {tokens.max()}, the codebook has {size} codes")
-    grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
-    return np.concatenate([to_uint8(model.decode_codes(part, codebook)) for part in grids.split(batch)])
-
-
-def describe_tokenizer(model: PatchVQ, images: np.ndarray, train_tokens: np.ndarray | None = None) -> dict[str, float]:
+def describe_tokenizer(
+    model: Tokenizer, images: np.ndarray, train_tokens: np.ndarray | None = None
+) -> dict[str, float]:
     """Measure the tokenizer on held-out uint8 images (n, side, side, C).
 
     Returns `psnr` in dB (the mean over images of each image's PSNR, on the levels 0 ... 255, at most 100), `usage`
@@ -143,7 +132,7 @@ def describe_tokenizer(model: PatchVQ, images: np.ndarray, train_tokens: np.ndar
     error = np.square(images.astype(np.float32) - decode_tokens(model, tokens)).mean(axis=(1, 2, 3), dtype=np.float64)
     psnr = -10 * np.log10(np.maximum(error / 255**2, 1e-10))
     counted = tokens if train_tokens is None else train_tokens
-    counts = np.bincount(counted.ravel(), minlength=model.config.codebook_size)
+    counts = np.bincount(counted.ravel(), minlength=len(model.codebook()))
     share = counts[counts > 0] / counts.sum()
     return {
         "psnr": float(psnr.mean()),

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from iar_study.losses.cluster_cross_entropy import (
-    linear_token_and_cluster_cross_entropy,
     token_and_cluster_cross_entropy,
 )
 
@@ -58,36 +57,12 @@ def ours(logits, targets):
     return sum(token_and_cluster_cross_entropy(logits, targets, BOUNDARIES))
 
 
-def projected(loss):
-    """Logits, then a loss."""
-
-    def run(hidden, weight, targets):
-        return loss(hidden @ weight.T, targets)
-
-    return run
-
-
-def fused(hidden, weight, targets):
-    return sum(linear_token_and_cluster_cross_entropy(hidden, weight, targets, BOUNDARIES))
-
-
 LOSSES = {"cross_entropy": cross_entropy, "released_form": released_form, "ours": ours}
-PROJECTIONS = {
-    "logits_then_cross_entropy": projected(cross_entropy),
-    "logits_then_ours": projected(ours),
-    "fused": fused,
-}
 
 
 def logits_and_targets(dtype, rows=1024):
     torch.manual_seed(0)
     return torch.randn(rows, CODES).to(dtype).requires_grad_(), torch.randint(CODES, (rows,))
-
-
-def hidden_weight_and_targets(dtype, rows=8192):
-    torch.manual_seed(0)
-    hidden = torch.randn(rows, 768).to(dtype).requires_grad_()
-    return hidden, (0.02 * torch.randn(CODES, 768)).to(dtype).requires_grad_(), torch.randint(CODES, (rows,))
 
 
 def step(loss, inputs):
@@ -104,7 +79,7 @@ def memory_of(entry, process="self"):
 def measure(name, make_inputs, dtype, threads, pipe):
     """In a process of its own: one step, and how far it rose above what was there before."""
     torch.set_num_threads(threads)
-    loss = (LOSSES | PROJECTIONS)[name]
+    loss = LOSSES[name]
     step(loss, make_inputs(dtype, rows=8))  # loads what is loaded once
     inputs = make_inputs(dtype)
     before = memory_of("VmRSS")
@@ -171,14 +146,3 @@ def test_compiled_loss_forward_and_backward(benchmark, name):
     benchmark.group = "compiled loss, forward and backward, torch.float32, 1,024 x 16,384, n = 128"
     benchmark.extra_info["compile_s"] = round(time.perf_counter() - started, 1)
     benchmark.extra_info["time_over_cross_entropy"] = race(benchmark, compiled, peer, inputs, rounds=15)
-
-
-@pytest.mark.bench
-@DTYPES
-@pytest.mark.parametrize("name", PROJECTIONS)
-def test_projection_and_loss_forward_and_backward(benchmark, name, dtype):
-    inputs = hidden_weight_and_targets(dtype)
-    peer = PROJECTIONS["logits_then_ours"]
-    benchmark.group = f"projection and loss, forward and backward, {dtype}, 8,192 x 768 to 16,384, n = 128"
-    benchmark.extra_info["peak_mb"] = peak_mb(name, hidden_weight_and_targets, dtype)
-    benchmark.extra_info["time_over_logits_then_ours"] = race(benchmark, PROJECTIONS[name], peer, inputs, rounds=3)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from iar_study.codebook import Rearrangement
+from iar_study.codebook import Codebook, Rearrangement
 from iar_study.config import PRESETS, EvaluationConfig, LossConfig, TrainConfig, TrialConfig
 from iar_study.data.codes import Codes
 from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
@@ -32,7 +32,7 @@ def random_codes(vocabulary: int) -> Codes:
     rng = np.random.default_rng(0)
     tokens = rng.integers(vocabulary, size=(2048, 1, TOKENS)).astype(np.int32)
     labels = np.arange(2048) % 10
-    codebook = rng.normal(size=(vocabulary, 8)).astype(np.float32)
+    codebook = Codebook(rng.normal(size=(vocabulary, 8)).astype(np.float32))
     return Codes(tokens, labels, tokens[:1, 0], labels[:1], tuple("0123456789"), codebook)
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iar_study.codebook import Rearrangement
+from iar_study.codebook import Codebook, Rearrangement
 from iar_study.data.batches import TokenBatches, batch_indices
 from iar_study.data.codes import Codes
 
@@ -55,7 +55,7 @@ def test_impossible_batches_are_refused(arguments):
 def codes_of(images: int, augmentations: int, tokens: int = 4) -> Codes:
     """Each token tells its image, augmentation and place."""
     content = np.arange(images * augmentations * tokens, dtype=np.int32).reshape(images, augmentations, tokens)
-    names, codebook = tuple(map(str, range(images))), np.zeros((content.size, 2), np.float32)
+    names, codebook = tuple(map(str, range(images))), Codebook(np.zeros((content.size, 2), np.float32))
     return Codes(content, np.arange(images), content[:, 0], np.arange(images), names, codebook)
 
 

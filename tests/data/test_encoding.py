@@ -14,11 +14,12 @@ from PIL import Image
 
 from iar_study.cli import main
 from iar_study.config import DataConfig, TokenizerConfig
-from iar_study.data.encoding import center_crop, extract_codes, load_tokenizer, ten_crops, views
+from iar_study.data.encoding import center_crop, extract_codes, ten_crops, views
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
 from iar_study.storage import save_arrays
+from iar_study.tokenizers.given import load_tokenizer
 from iar_study.tokenizers.patch_vq import PatchVQ
 from iar_study.tokenizers.vq import VQConfig, VQModel, to_float
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from iar_study.losses.cluster_cross_entropy import (
-    linear_token_and_cluster_cross_entropy,
     token_and_cluster_cross_entropy,
 )
 from iar_study.losses.smoothing import (
@@ -232,19 +231,12 @@ def test_ignored_targets_do_not_count(boundaries, ignore_index):
 
 def test_when_all_targets_are_ignored_there_is_no_mean_and_no_gradient():
     logits, targets, boundaries = some_problem(UNEQUAL)
-    weight = torch.eye(12, dtype=torch.float64, requires_grad=True)
     targets[:] = -100
-    for means, sums in (
-        [token_and_cluster_cross_entropy(logits, targets, boundaries, r) for r in ("mean", "sum")],
-        [
-            linear_token_and_cluster_cross_entropy(logits, weight, targets, boundaries, reduction=r)
-            for r in ("mean", "sum")
-        ],
-    ):
-        assert all(loss.isnan() for loss in means)
-        assert sums == (0, 0)
-        assert not gradient(sum(means), logits).any()
-        assert not gradient(sum(sums), logits).any()
+    means, sums = (token_and_cluster_cross_entropy(logits, targets, boundaries, r) for r in ("mean", "sum"))
+    assert all(loss.isnan() for loss in means)
+    assert sums == (0, 0)
+    assert not gradient(sum(means), logits).any()
+    assert not gradient(sum(sums), logits).any()
 
 
 @pytest.mark.parametrize("boundaries", [EQUAL, UNEQUAL], ids=str)
@@ -287,8 +279,6 @@ def test_what_does_not_fit_is_refused(shape, targets, boundaries, message):
     boundaries = torch.tensor(boundaries)
     with pytest.raises(ValueError, match=message):
         token_and_cluster_cross_entropy(torch.zeros(shape), targets, boundaries)
-    with pytest.raises(ValueError, match=message):
-        linear_token_and_cluster_cross_entropy(torch.zeros(shape), torch.eye(4), targets, boundaries)
 
 
 def test_other_arguments_that_are_refused():
@@ -298,93 +288,6 @@ def test_other_arguments_that_are_refused():
     for not_logits in (logits.long(), torch.tensor(0.0)):
         with pytest.raises(ValueError, match="floating"):
             token_and_cluster_cross_entropy(not_logits, targets, boundaries)
-    with pytest.raises(ValueError, match="reduction"):
-        linear_token_and_cluster_cross_entropy(logits, torch.eye(4), targets, boundaries, reduction="none")
-    with pytest.raises(ValueError, match="chunk"):
-        linear_token_and_cluster_cross_entropy(logits, torch.eye(4), targets, boundaries, chunk=0)
-    for weight in (torch.zeros(4, 3), torch.zeros(4), torch.eye(4).double()):
-        with pytest.raises(ValueError, match="weight"):
-            linear_token_and_cluster_cross_entropy(logits, weight, targets, boundaries)
-
-
-def linear_problem(boundaries, rows=7, width=5, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    weight = torch.randn(boundaries[-1], width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    targets = torch.randint(boundaries[-1], (rows,), generator=generator)
-    targets[1] = -100
-    return hidden, weight, targets, torch.tensor(boundaries)
-
-
-@LAYOUTS
-@pytest.mark.parametrize("chunk", [1, 3, 512])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_fused_projection_equals_logits_then_loss(boundaries, chunk, reduction):
-    hidden, weight, targets, boundaries = linear_problem(boundaries)
-    found = linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries, chunk, reduction)
-    expected = token_and_cluster_cross_entropy(hidden @ weight.T, targets, boundaries, reduction)
-    torch.testing.assert_close(found, expected)
-    grads = [gradient(tce + 0.3 * cce, hidden, weight) for tce, cce in (found, expected)]
-    torch.testing.assert_close(*grads)
-
-
-@LAYOUTS
-def test_gradients_of_the_fused_projection(boundaries):
-    hidden, weight, targets, boundaries = linear_problem(boundaries, rows=4, width=2)
-    assert torch.autograd.gradcheck(
-        lambda h, w: linear_token_and_cluster_cross_entropy(h, w, targets, boundaries, chunk=3), (hidden, weight)
-    )
-
-
-def test_fused_projection_gives_the_same_gradients_in_a_second_backward_pass():
-    hidden, weight, targets, boundaries = linear_problem(EQUAL)
-    tce, cce = linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries)
-    first, second = (torch.autograd.grad(tce + cce, (hidden, weight), retain_graph=True) for _ in range(2))
-    assert first[0] is not second[0]
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-
-
-def test_fused_projection_takes_any_leading_dimensions_and_frozen_inputs():
-    hidden, weight, targets, boundaries = linear_problem(EQUAL, rows=6)
-    expected = linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries)
-    cubes = hidden.view(2, 3, 5), weight, targets.view(2, 3), boundaries
-    assert linear_token_and_cluster_cross_entropy(*cubes) == expected
-    grads = gradient(sum(expected), hidden, weight)
-    of_hidden = linear_token_and_cluster_cross_entropy(hidden, weight.detach(), targets, boundaries)
-    of_weight = linear_token_and_cluster_cross_entropy(hidden.detach(), weight, targets, boundaries)
-    torch.testing.assert_close((gradient(sum(of_hidden), hidden), gradient(sum(of_weight), weight)), grads)
-    with torch.no_grad():
-        assert linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries) == expected
-    empty = linear_token_and_cluster_cross_entropy(hidden[:0], weight, targets[:0], boundaries, reduction="sum")
-    assert empty == (0, 0)
-    assert not gradient(sum(empty), weight).any()
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_fused_projection_in_half_precision_equals_logits_then_loss(autocast):
-    dtype = torch.float32 if autocast else torch.bfloat16
-    hidden, weight, targets, boundaries = linear_problem(UNEQUAL, rows=40, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries, chunk=16)
-        expected = token_and_cluster_cross_entropy(F.linear(hidden, weight), targets, boundaries)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    grads = [gradient(sum(losses), hidden, weight) for losses in (found, expected)]
-    assert grads[0][0].dtype == grads[0][1].dtype == dtype
-    for a, b in zip(*grads, strict=True):
-        assert (a - b).norm() < 0.02 * b.norm()  # bfloat16 keeps 8 bits
-
-
-@pytest.mark.parametrize("boundaries", [[*range(0, 513, 32)], [0, 200, 512], [0, 512]], ids=["equal", "unequal", "one"])
-def test_fused_projection_never_holds_more_than_a_chunk_of_logits(boundaries):
-    hidden, weight, targets, boundaries = linear_problem(boundaries, rows=256, width=8)
-    fused = largest_allocations(
-        lambda: linear_token_and_cluster_cross_entropy(hidden, weight, targets, boundaries, chunk=32), hidden, weight
-    )
-    assert fused[0] <= 8 * 32 * 512
-    whole = largest_allocations(
-        lambda: token_and_cluster_cross_entropy(hidden @ weight.T, targets, boundaries), hidden, weight
-    )
-    assert whole[0] >= 8 * 256 * 512  # the instrument does see logits
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from iar_study.codebook import Rearrangement
+from iar_study.codebook import Codebook, Rearrangement
 from iar_study.config import ClusteringConfig, TrialConfig, with_settings
 from iar_study.data.codes import Codes
 from iar_study.pipeline.making import make_clustering
@@ -39,7 +39,7 @@ def config_of(study: str, arm: str) -> TrialConfig:
 @cache
 def codes_of(n_codes: int) -> Codes:
     """Tokens below 16 and their neighbours, of a codebook of n_codes."""
-    codebook = np.random.default_rng(n_codes).normal(size=(n_codes, 8)).astype(np.float32)
+    codebook = Codebook(np.random.default_rng(n_codes).normal(size=(n_codes, 8)).astype(np.float32))
     return replace(make_codes(), codebook=codebook)
 
 

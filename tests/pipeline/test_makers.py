@@ -95,7 +95,9 @@ def measured():
 
 def predicted():
     whole = Rearrangement.identity(16)
-    judge = Judge(Rearrangement.from_labels(np.arange(16) // 4), whole, make_codes().codebook, torch.device("cpu"))
+    judge = Judge(
+        Rearrangement.from_labels(np.arange(16) // 4), whole, make_codes().codebook.vectors, torch.device("cpu")
+    )
     found = prediction_metrics(judge.sums(LOGITS[None].float(), TARGETS[None]), "val")
     return [found["val/token_nll"], found["val/cluster_nll"], found["val/cluster_accuracy"]]
 

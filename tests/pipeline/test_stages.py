@@ -12,7 +12,7 @@ import torch
 
 from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, with_settings
-from iar_study.data.encoding import extract_codes, load_tokenizer
+from iar_study.data.encoding import extract_codes
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
@@ -23,6 +23,7 @@ from iar_study.pipeline.workspace import Workspace
 from iar_study.running.doctor import examine
 from iar_study.study.checks import check_settings
 from iar_study.study.study import arm_config, load_profile, load_study
+from iar_study.tokenizers.given import load_tokenizer
 from iar_study.tokenizers.vq import VQConfig, VQModel, to_uint8
 from tests.workspaces import ROOT, encode_digits
 
@@ -57,7 +58,7 @@ def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Wo
     assert codes.train_tokens.shape == (len(digits.train), 1, 16)
     tokens = load_tokenizer(shared.tokenizer).encode(torch.from_numpy(digits.test / 127.5 - 1).movedim(3, 1).float())
     np.testing.assert_array_equal(codes.test_tokens, tokens.flatten(1))
-    assert stages.load_codebook(shared).shape == (64, 8)
+    assert stages.load_codebook(shared.codes).vectors.shape == (64, 8)
     assert decode(shared, codes.test_tokens, "cpu").shape == digits.test.shape
     known = facts(shared)
     assert set(known["tokenizer"]) == {"psnr", "usage", "perplexity"}
@@ -101,7 +102,7 @@ def test_their_codes_stay_on_the_disk(workspace: Workspace, encoded: dict[str, s
     np.testing.assert_array_equal(codes.test_labels, digits.test_labels)
     assert codes.class_names == digits.class_names
     tokenizer = load_tokenizer(Path(encoded["tokenizer.checkpoint"]))
-    np.testing.assert_array_equal(stages.load_codebook(shared), tokenizer.codebook())
+    np.testing.assert_array_equal(stages.load_codebook(shared.codes).vectors, tokenizer.codebook())
     pictures = to_uint8(tokenizer.decode_codes(torch.from_numpy(codes.test_tokens.astype(int)).view(-1, 4, 4)))
     np.testing.assert_array_equal(decode(shared, codes.test_tokens, "cpu"), pictures)
 
@@ -172,8 +173,8 @@ def edit_index(folder: Path, split: str, key: str, value: object) -> None:
             r"coarse_clusters = 3 does not divide the number of clusters, 8",
         ),
         ({"loss.smoothing": "0.1", "loss.smoothing_over": "cluster"}, "needs more than one cluster"),
-        ({"data.name": "digits"}, r"tokenizer\.checkpoint is for data codes:PATH only; for digits, one is trained"),
-        ({"data.name": "codes:", "tokenizer.checkpoint": "none"}, "no data named 'codes:'"),
+        ({"data.name": "digits", "tokenizer.checkpoint": "vq.pt"}, "no file at vq.pt"),
+        ({"data.name": "codes:", "tokenizer.checkpoint": "none"}, "unknown data 'codes:'; did you mean 'codes:PATH'"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(

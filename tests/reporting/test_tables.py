@@ -174,19 +174,6 @@ def test_a_cell_tells_mean_difference_p_and_finding(results):
     assert (iar["p"], iar["finding"]) == ("<0.001", "better")
 
 
-def test_wrong_tokens_are_held_against_chance(results):
-    final = results.final.copy()
-    final.loc[(final["metric"] == tables.BY_CHANCE) & (final["arm"] == "iar"), "value"] = 0.0
-    rows = {row["arm"]: row for row in tables.wrong_tokens(replace(results, final=final))}
-    assert list(rows) == list(results.arms)
-    share = per_seed(results, tables.WRONG_TOKEN).mean()
-    assert rows["random"]["chance"] == "0.0294"
-    assert rows["random"]["times"] == f"{share['random'] / 0.0294:.1f}"
-    assert (rows["iar"]["chance"], rows["iar"]["times"]) == ("0.0000", DASH)
-    assert (rows["random"]["finding"], rows["iar"]["finding"]) == ("worse", "better")
-    assert tables.wrong_tokens(replace(results, final=final[final["metric"] != tables.BY_CHANCE])) == []
-
-
 def test_the_design_tells_all_pairs_and_what_could_be_seen(results):
     shown = tables.design_tables(results)
     assert [table["about"].label for table in shown] == ["FD (classifier, 2k)", "token NLL"]

@@ -34,7 +34,7 @@ def test_every_study_fits_every_profile_that_has_its_data(study, profile):
         ({"tokenizer.patch": 8}, "a single patch of 8"),
         ({"data.image_size": 16}, "digits is 8x8"),
         ({"data.name": "digit"}, "did you mean 'digits'"),
-        ({"tokenizer.checkpoint": "vq.pt"}, "for data codes:PATH only"),
+        ({"tokenizer.checkpoint": "vq.py:VQ"}, "there is no file .*vq.py"),
         ({"evaluation.clusters": 7}, r"evaluation\.clusters = 7 does not divide the 64 codes"),
         ({"clustering.n_clusters": 7}, r"clustering\.n_clusters = 7 does not divide"),
         ({"clustering.strategy": "plain", "clustering.n_clusters": 65}, "65 exceeds the 64 codes"),

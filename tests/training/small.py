@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iar_study.codebook import Rearrangement
+from iar_study.codebook import Codebook, Rearrangement
 from iar_study.config import EvaluationConfig, LossConfig, ModelConfig, TrainConfig, TrialConfig, with_settings
 from iar_study.data.codes import Codes
 from iar_study.generators.gpt import GPT
@@ -33,7 +33,7 @@ def make_codes(augmentations: int = 1) -> Codes:
     start = rng.integers(VOCABULARY, size=(200, 1, 1))
     walk = start + np.where(labels[:, None, None] == 0, 1, -1) * np.arange(9)
     tokens = ((walk + (rng.random((200, augmentations, 9)) < 0.1)) % VOCABULARY).astype(np.int32)
-    codebook = rng.normal(size=(VOCABULARY, 2)).astype(np.float32)
+    codebook = Codebook(rng.normal(size=(VOCABULARY, 2)).astype(np.float32))
     return Codes(tokens[:160], labels[:160], tokens[160:, 0], labels[160:], ("up", "down"), codebook)
 
 

@@ -101,12 +101,12 @@ def test_a_variant_is_what_its_definition_says(loss, arranged, codes, config):
     config = with_settings(config, {"model.dropout": 0.0})
     model = initial_model(config, codes, arranged).double()
     torch.nn.init.normal_(model.output.weight)  # it starts at 0, where all is alike
-    objective = Objective(model, loss, arranged, codes.codebook, torch.device("cpu"))
+    objective = Objective(model, loss, arranged, codes.codebook.vectors, torch.device("cpu"))
     labels = torch.from_numpy(codes.train_labels[:20])
     tokens = torch.from_numpy(arranged.tokens(codes.train_tokens[:20, 0])).long()
     found, told, judged = objective(labels, tokens, None, 1.7)
     logits = model(labels, tokens[:, :-1])
-    expected = by_definition(logits, tokens, loss, 1.7, arranged, codes.codebook)
+    expected = by_definition(logits, tokens, loss, 1.7, arranged, codes.codebook.vectors)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the shares of a spread are float32
     torch.testing.assert_close(
         torch.autograd.grad(found, model.output.weight)[0],
@@ -228,4 +228,4 @@ def test_a_variant_that_does_not_fit_is_one_line(loss, n_clusters, n_codes, mess
 def test_the_clusters_that_are_there_count(codes, config):
     model, loss = initial_model(config, codes, CLUSTERS), LossConfig(coarse_weight=1.0, coarse_clusters=3)
     with pytest.raises(InputError, match="the number of clusters, 4"):
-        Objective(model, loss, CLUSTERS, codes.codebook, torch.device("cpu"))
+        Objective(model, loss, CLUSTERS, codes.codebook.vectors, torch.device("cpu"))

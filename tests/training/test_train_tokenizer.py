@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 from iar_study.config import TokenizerConfig
 from iar_study.errors import InputError
 from iar_study.storage import Kept
+from iar_study.tokenizers.given import decode_tokens
 from iar_study.tokenizers.patch_vq import PatchVQ
 from iar_study.tokenizers.vq import to_float
 from iar_study.training import train_tokenizer as module
 from iar_study.training.train_tokenizer import (
-    decode_tokens,
     describe_tokenizer,
     encode_images,
     move_onto_outputs,
