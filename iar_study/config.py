@@ -6,7 +6,7 @@ A trial is described by one `TrialConfig`. `with_settings` changes it by dotted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -217,6 +217,9 @@ class ParallelConfig:
 NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
 """Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
 
+NO_MATTER = ("train.log_every", "train.checkpoint_every")
+"""Settings that change no result: how often a training tells of itself, and saves itself."""
+
 PARTS = {
     "data.name": "data",
     "clustering.strategy": "clustering",
@@ -347,9 +350,10 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
     return flat
 
 
-def identity(config: TrialConfig) -> dict[str, Any]:
+def identity(config: TrialConfig, left_out: Container[str] = NO_MATTER) -> dict[str, Any]:
     """Return the dotted keys that tell a trial from another one on the same inputs."""
     kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
+    kept = {key: value for key, value in kept.items() if key not in left_out}
     return {key: part_identity(key, value) for key, value in without_defaults(kept).items()}
 
 

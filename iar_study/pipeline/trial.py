@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from iar_study.config import TrialConfig, identity, part_identity, parts_of
 from iar_study.errors import InputError
@@ -56,11 +57,19 @@ class Trial:
     @property
     def plain(self) -> str:
         """Its name, if it was never made again."""
+        return self._digest(identity(self.config))
+
+    @property
+    def before(self) -> str:
+        """Its name while that still told how often a training logs and saves."""
+        return self._digest(identity(self.config, left_out=()))
+
+    def _digest(self, identity: Mapping[str, Any]) -> str:
         made_by = versions(self.makers)
         if self.base is not None:
             sampled = {
                 key.removeprefix("evaluation."): value
-                for key, value in identity(self.config).items()
+                for key, value in identity.items()
                 if key.startswith("evaluation.")
             }
             return digest(RECIPE, self.kind, self.base.hash, sampled, *made_by)[:16]
@@ -69,7 +78,7 @@ class Trial:
             extractor = part_identity("evaluation.extractor", config.extractor)
             made_from = (self.seed, config.images, extractor, self.shared.digests)
             return digest(RECIPE, self.kind, *made_from, *made_by)[:16]
-        return digest(RECIPE, identity(self.config), self.shared.digests, *made_by)[:16]
+        return digest(RECIPE, dict(identity), self.shared.digests, *made_by)[:16]
 
     @property
     def steps(self) -> int:
@@ -95,6 +104,8 @@ def _named(trial: Trial, workspace: Workspace) -> Trial:
     """Return the trial with its makers' source, and the name that it was made again under, or is to be."""
     trial = replace(trial, made_by=sources(trial.makers))
     name = workspace.name(trial.plain)
+    if not (workspace.trials / name).exists() and (workspace.trials / trial.before).exists():
+        name = trial.before
     if workspace.again and _other_makers(workspace.trials / name):
         name = digest(trial.plain, trial.made_by)[:16]
         if not workspace.frozen:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from iar_study.config import NO_MATTER
 from iar_study.errors import InputError
 from iar_study.storage import Due, digest, read_json, replacing, write_text
 
@@ -99,7 +100,7 @@ class Checkpoints:
         differing = [
             f"{key} = {made_with.get(key)!r}, now {self.made_with.get(key)!r}"
             for key in sorted(made_with.keys() | self.made_with.keys())
-            if made_with.get(key) != self.made_with.get(key)
+            if key not in NO_MATTER and made_with.get(key) != self.made_with.get(key)
         ]
         if differing:
             raise InputError(

@@ -258,6 +258,19 @@ def test_an_edited_metric_is_told_and_measured_anew_on_demand(run, workspace, mo
     assert outdated(*studies_made(workspace, ["components"])) == ""
 
 
+def test_a_trial_from_when_its_name_told_how_often_it_logs_is_found(run, workspace):
+    assert run()[0] == (3, 0)
+    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+    config = with_settings(profile.config, SMALL)
+    shared = prepare(config, workspace, lambda *_: None)
+    trial = trial_of(study, config, "baseline", 0, config, shared, workspace)
+    assert trial.before != trial.plain == trial.hash
+    trial.folder(workspace.trials).rename(workspace.trials / trial.before)
+    found = trial_of(study, config, "baseline", 0, config, shared, workspace)
+    assert found.hash == trial.before
+    assert run()[0] == (0, 3)
+
+
 def test_a_training_that_was_begun_by_another_source_tells_so_and_begins_anew_on_demand(workspace, monkeypatch):
     study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
     config = with_settings(profile.config, SMALL)

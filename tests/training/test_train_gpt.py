@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from iar_study.codebook import Rearrangement
-from iar_study.config import LossConfig, TrainConfig, with_settings
+from iar_study.config import LossConfig, TrainConfig, identity, with_settings
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS
 from iar_study.generators.sampling import generate
@@ -91,6 +91,18 @@ def test_other_noise_begins_with_the_same_weights_and_reads_the_images_in_anothe
     seeds = [noise_seed(seed, draw) for seed in range(50) for draw in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert seeds[::4] == list(range(50))
+
+
+def test_how_often_it_logs_and_saves_changes_no_weight_nor_stops_it_from_going_on(
+    codes, config, tmp_path
+):
+    plain = train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path / "plain")
+    paced = with_settings(config, {"train.log_every": 3, "train.checkpoint_every": 4})
+    assert identity(paced) == identity(config)
+    train_gpt(paced, codes, WHOLE, CLUSTERS, tmp_path / "paced")
+    for last in sorted((tmp_path / "paced" / "checkpoints").glob("*000040.*")):
+        last.unlink()
+    assert_same_bits(train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path / "paced"), plain)
 
 
 def test_the_cluster_loss_changes_the_training(codes, config, tmp_path):
