@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from iar_study import parts
 from iar_study.errors import InputError, nearest
@@ -21,7 +21,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split() if isinstance(given, str) else given)]
 Cycle = Annotated[int, Field(ge=20)]
 """Steps of a one-cycle learning rate, which needs some to rise in."""
 SIDES = {"digits": 8, "fashion-mnist": 28}
@@ -186,9 +185,7 @@ class EvaluationConfig:
     temperature: Positive = 1.0
     noise: Seed = 0
     """Which draw of a seed's samples."""
-    metrics: Annotated[
-        tuple[str, ...], BeforeValidator(lambda given: given.split() if type(given) is str else given)
-    ] = ()
+    metrics: str = ""
     """Of samples, beside the built-in ones: parts of one's own, `FILE.py:NAME FILE.py:NAME ...`."""
 
 
@@ -233,7 +230,7 @@ PARTS = {
 """Setting -> the kind of part that it names."""
 
 VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
-VARIANTS |= {"model.name": "gpt", "train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ()}
+VARIANTS |= {"model.name": "gpt", "train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ""}
 """Settings that tell trials apart only where they are not these: with them, all is as before there were any."""
 
 
@@ -359,16 +356,18 @@ def identity(config: TrialConfig, left_out: Container[str] = NO_MATTER) -> dict[
 
 def part_identity(key: str, value: Any) -> Any:
     """Return the value of a setting as it stands in names of results: parts do not go by where their files are."""
-    if isinstance(value, tuple):
-        return tuple(part_identity(key, each) for each in value)
-    return parts.identity(PARTS[key], value) if key in PARTS else value
+    return " ".join(parts.identity(PARTS[key], each) for each in _names(key, value)) if key in PARTS else value
 
 
 def parts_of(config: TrialConfig) -> list[tuple[str, str]]:
     """Return (kind, name) of every part that a trial's settings name."""
     flat = flatten(config)
-    named = {key: flat[key] if isinstance(flat[key], tuple) else (flat[key],) for key in PARTS}
-    return [(PARTS[key], spec) for key, specs in named.items() for spec in specs]
+    return [(kind, name) for key, kind in PARTS.items() for name in _names(key, flat[key])]
+
+
+def _names(key: str, value: str) -> list[str]:
+    """Return the parts that a setting names: of metrics any number, of all else one, whose path may have spaces."""
+    return value.split() if key == "evaluation.metrics" else [value]
 
 
 def without_defaults(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,12 +171,12 @@ def test_a_tokenizer_of_ones_own_has_what_a_trained_one_has_and_is_clustered_by_
     assert (arranged.labels != Rearrangement.from_labels(by_rule["cosine"]).labels).any()
     assert load_codebook_results(mine, "components").metric == "euclidean"
     sampled = mine.root / "samples.npz"
-    assert main(["export-samples", record["hash"], "-o", str(sampled)]) == 0
+    assert main(["export-samples", record["hash"], "--npz", str(sampled)]) == 0
     with np.load(sampled) as found:
         assert found["arr_0"].shape == (40, 8, 8, 3)
     torch.save(torch.from_numpy(vectors[::-1].copy()), mine.root / "patches.pt")
     capsys.readouterr()
-    assert main(["export-samples", record["hash"], "-o", str(mine.root / "others.npz")]) == 2
+    assert main(["export-samples", record["hash"], "--npz", str(mine.root / "others.npz")]) == 2
     assert "is not the tokenizer that trial" in capsys.readouterr().err
 
 

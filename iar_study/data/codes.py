@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iar_study.codebook import Codebook
 from iar_study.tokenizers.layout import side_in_tokens
+
+if TYPE_CHECKING:
+    from iar_study.codebook import Codebook  # scikit-learn takes a second, and who lists studies need not wait
 
 
 @dataclass(frozen=True)

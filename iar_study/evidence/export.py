@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from iar_study.errors import InputError
-from iar_study.pipeline.workspace import Workspace, is_finished, read_manifest, studies_run
+from iar_study.pipeline.workspace import PICTURES_OF, Workspace, is_finished, pictures_of, read_manifest, studies_run
 from iar_study.storage import load_arrays, load_metadata, replacing, save_arrays
 
 OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetensors", "replaced.safetensors")
@@ -70,9 +70,9 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
     if inputs:
         kept = [name for name in manifest["products"] if name.startswith(INPUTS)]
         found |= {f"runs/cache/{name}": workspace.cache / name for name in kept if (workspace.cache / name).exists()}
-    elif manifest["reference"] and (workspace.cache / manifest["reference"]).exists():
+    elif manifest["reference"] and (pictures := pictures_of(manifest["reference"], workspace)):
         # The pictures alone: what samples are compared with takes megabytes.
-        arrays = load_arrays(workspace.cache / manifest["reference"])[0]
+        arrays = load_arrays(pictures)[0]
         slim = scratch / manifest["reference"]
         # Without metadata, whose order in the file is left to chance.
         save_arrays(slim, {name: arrays[name] for name in STAGES.values()})
@@ -174,10 +174,11 @@ def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:
                 _copy(folder / name, target / name)
             new += 1
         for product in sorted(store.cache.glob("*.safetensors")):
+            load_metadata(product)  # raises where it is damaged
             slim = product.name.startswith("reference") and "reference.mean" not in load_arrays(product)[0]
-            if not slim and not (workspace.cache / product.name).exists():
-                load_metadata(product)  # raises where it is damaged
-                _copy(product, workspace.cache / product.name)
+            target = workspace.cache / f"{PICTURES_OF if slim else ''}{product.name}"
+            if not target.exists():
+                _copy(product, target)
         for manifest in sorted(store.studies.glob("*.json")):
             if not (workspace.studies / manifest.name).exists():
                 _copy(manifest, workspace.studies / manifest.name)

@@ -14,7 +14,14 @@ import pandas as pd
 from iar_study.config import DataConfig
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, declare, find_metric, metric_named
-from iar_study.pipeline.workspace import Workspace, is_finished, near_codes_trials, read_manifest, read_record
+from iar_study.pipeline.workspace import (
+    Workspace,
+    is_finished,
+    near_codes_trials,
+    pictures_of,
+    read_manifest,
+    read_record,
+)
 from iar_study.storage import load_arrays, read_json
 from iar_study.study.plans import departures, plan_of
 from iar_study.study.study import Kind
@@ -29,7 +36,6 @@ MODEL = ("layers", "heads", "width")
 
 STAGES = {"originals": "originals", "decoded": "decoded", "decoded after rearrangement": "rearranged"}
 """Of held-out images, what a report calls them -> the array of the product `reference`."""
-
 
 PREMISE = {"near/ssim": 0.98, "near/class_agreement": 0.98}
 """What near codes have to keep, by two yardsticks, for the method to have a premise: within 2% of the true tokens."""
@@ -300,9 +306,9 @@ def _on_grid(of_seeds: dict[int, dict[str, np.ndarray]], seeds: list[int]) -> di
 
 
 def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, np.ndarray]:
-    if reference is None or not (workspace.cache / reference).exists():  # `import` leaves a part of it alone
+    if reference is None or (product := pictures_of(reference, workspace)) is None:
         return {}
-    pictures = load_arrays(workspace.cache / reference)[0]
+    pictures = load_arrays(product)[0]
     return {label: pictures[name] for label, name in STAGES.items()}
 
 

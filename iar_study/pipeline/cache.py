@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from iar_study.errors import InputError, listed
-from iar_study.pipeline.workspace import Workspace, read_record
+from iar_study.pipeline.workspace import PICTURES_OF, Workspace, read_record
 from iar_study.storage import load_metadata, locked, read_json
 
 LEFTOVER = "leftover"
@@ -25,9 +25,10 @@ LEFTOVER = "leftover"
 
 KINDS = (
     *("tokenizer", "codes", "use", "classifier", "clustering", "reference", "exactness", "codebook", "features"),
-    *("trial", LEFTOVER),
+    *("pictures", "trial", LEFTOVER),
 )
-"""Of what lies there, in the order that it is listed in; `features` are those of `iar-study evaluate`."""
+"""Of what lies there, in the order that it is listed in; `features` are those of `iar-study evaluate`, `pictures` what
+`import` has of a reference."""
 
 OLD = 24 * 3600
 """Seconds from which on a temporary file is a leftover; before, a process may still be writing it."""
@@ -206,5 +207,5 @@ def _inputs(about: dict[str, Any]) -> set[tuple[str, str]]:
 def _use(manifest: Path) -> _Use:
     about = read_json(manifest)
     trials = {*(trial["hash"] for trial in about["trials"]), *about.get("bases", ())}
-    files = {*about.get("products", ()), about.get("reference")} - {None}
+    files = {*about.get("products", ()), about.get("reference"), f"{PICTURES_OF}{about.get('reference')}"} - {None}
     return _Use(about["study"], frozenset(trials), frozenset(files), "products" in about)

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from iar_study.codebook import Codebook
 from iar_study.config import TrialConfig
 from iar_study.data.llamagen_codes import CODES, LABELS, ExtractedCodes, open_splits
 from iar_study.errors import InputError
 from iar_study.storage import digest
 from iar_study.tokenizers.layout import side_in_tokens
+
+if TYPE_CHECKING:
+    from iar_study.codebook import Codebook
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def load_network(extractor: str, device: str) -> Extractor:
 def own_metrics(config: TrialConfig) -> dict[str, tuple[Callable[..., Any], Metric]]:
     """Return family -> (what measures, how it is shown) of the metrics in `evaluation.metrics`."""
     found = {}
-    for spec in config.evaluation.metrics:
+    for spec in config.evaluation.metrics.split():
         measure, family = parts.load("metric", spec), parts.label("metric", spec)
         meaning = (inspect.getdoc(measure) or "").partition("\n")[0].removesuffix(".")
         found[family] = measure, getattr(measure, "shown", None) or Metric(family, None, 4, meaning)

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from iar_study.codebook import Codebook
 from iar_study.config import (
     ClassifierConfig,
     ClusteringConfig,
@@ -37,6 +36,9 @@ from iar_study.parts import changed, sources, versions
 from iar_study.pipeline.encoded import Encoded, check_encoded, check_given, encoded_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import digest, load_arrays, load_metadata
+
+if TYPE_CHECKING:
+    from iar_study.codebook import Codebook
 
 # What makes products brings torch and more, which take seconds: it is imported where one is to be made, so that
 # nobody waits for it where all is there.
@@ -452,15 +454,21 @@ def load_codes(shared: Shared) -> Codes:
 def codes_of(path: Path) -> Codes:
     """Return the tokens and the codebook of a product `codes`."""
     arrays, metadata = load_arrays(path)
-    codebook = Codebook(arrays.pop("codebook"), metadata.get("lookup", "cosine"), path.name)
+    codebook = _codebook(arrays, metadata, path.name)
+    del arrays["codebook"]
     arrays["train_tokens"] = arrays["train_tokens"][:, None]  # one augmentation
     return Codes(**arrays, class_names=tuple(metadata["class_names"]), codebook=codebook)
 
 
 def load_codebook(product: Path) -> Codebook:
     """Return the codebook of a product `codes` or `use`."""
-    arrays, metadata = load_arrays(product)
-    return Codebook(arrays["codebook"], metadata.get("lookup", "cosine"), product.name)
+    return _codebook(*load_arrays(product), product.name)
+
+
+def _codebook(arrays: dict[str, np.ndarray], metadata: dict[str, Any], source: str) -> Codebook:
+    from iar_study.codebook import Codebook
+
+    return Codebook(arrays["codebook"], metadata.get("lookup", "cosine"), source)
 
 
 @lru_cache(maxsize=2)

@@ -167,3 +167,13 @@ def is_running(folder: Path) -> bool:
     from iar_study.storage import is_locked
 
     return is_locked(folder / "lock")
+
+
+PICTURES_OF = "pictures-of-"
+"""How the name begins of a reference of which `import` has the pictures alone: no trial is to take it for whole."""
+
+
+def pictures_of(reference: str, workspace: Workspace) -> Path | None:
+    """Return the file that has the pictures of this product `reference`: itself, or what `import` has of it."""
+    found = (workspace.cache / reference, workspace.cache / f"{PICTURES_OF}{reference}")
+    return next((path for path in found if path.exists()), None)

@@ -21,7 +21,6 @@ from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, is_e
 from iar_study.errors import InputError, nearest
 from iar_study.generators import cost
 from iar_study.parts import built_in
-from iar_study.pipeline.stages import images_of
 from iar_study.pipeline.workspace import Workspace
 from iar_study.study.checks import asked
 from iar_study.study.study import Arm, Profile, Study
@@ -317,6 +316,8 @@ def _look_for_images(config: TrialConfig) -> tuple[Data, list[Need]]:
     if is_encoded(config.data):
         return _look_for_codes(config, Path(path).expanduser())
     if side is None or not built_in("data", name):  # only what it returns can tell
+        from iar_study.pipeline.stages import images_of
+
         own = images_of(config.data)
         counts = len(own.train), len(own.test), len(own.class_names)
         return _images(config, *counts, own.size, own.channels), [Need("data", True, f"the images of {name}")]

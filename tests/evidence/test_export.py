@@ -10,7 +10,7 @@ import pytest
 
 from iar_study.errors import InputError
 from iar_study.evidence.export import export, find_store, open_store, take_in
-from iar_study.evidence.results import load_results
+from iar_study.evidence.results import STAGES, load_results
 from iar_study.pipeline.workspace import Workspace, studies_run
 from iar_study.running.display import Display
 from iar_study.running.runner import run_study
@@ -107,8 +107,13 @@ def test_what_a_workspace_has_is_kept(file, tmp_path):
     shutil.rmtree(gone)
     assert take_in(file, workspace) == (1, 3)
     assert read_json(manifest)["question"] == "mine?"
-    # The slim reference of an export is no product that a run could use.
+    # The slim reference of an export is no product that a run could use; its pictures go on to pages and exports.
     assert not list(workspace.cache.glob("reference*"))
+    assert load_results(workspace, "components").reconstructions.keys() == STAGES.keys()
+    again = tmp_path / "again.tar.xz"
+    export(workspace, ["components"], again)
+    with open_store(again) as store:
+        assert load_results(store, "components").reconstructions.keys() == STAGES.keys()
 
 
 def test_without_results_of_ones_own_the_example_is_shown(done, file, tmp_path, monkeypatch, capsys):

@@ -113,7 +113,7 @@ def test_arms_of_another_codebook_than_that_of_given_codes_are_named(planned):
     assert "codebook" not in needs(planned("components", "paper"))
     plan = planned("codebook-size", "paper")
     assert needs(plan)["codebook"] == (
-        "codes:data/imagenet256 are of 16,384 codes; arms ask for 4096, 8192 or 32768; "
+        "data/vq_ds16_c2i.pt has 16,384 codes; arms ask for 4096, 8192 or 32768; "
         "leave these arms out: --arms baseline iar"
     )
     assert "codebook" not in needs(planned("codebook-size", "paper", arms=["baseline", "iar"]))

@@ -98,7 +98,7 @@ def test_an_executor_that_is_none_is_refused(name, address, message):
         ("components", {"loss.coarse_clusters": "2"}, "set loss.coarse_weight, too"),
         ("components", {"parallel.strategy": "fsdp"}, "torchrun"),
         ("components", {**CODES, "classifier.steps": "50"}, "without images"),
-        ("components", {**CODES, "tokenizer.steps": "50"}, "comes with its tokenizer"),
+        ("components", {**CODES, "tokenizer.steps": "50"}, "the tokenizer is given"),
         ("components", {**CODES, "evaluation.extractor": "inception"}, "without images"),
         ("components", {"model.layers": "3", "model": "B"}, "another of the settings sets it"),
     ],

@@ -93,9 +93,7 @@ def test_other_noise_begins_with_the_same_weights_and_reads_the_images_in_anothe
     assert seeds[::4] == list(range(50))
 
 
-def test_how_often_it_logs_and_saves_changes_no_weight_nor_stops_it_from_going_on(
-    codes, config, tmp_path
-):
+def test_how_often_it_logs_and_saves_changes_no_weight_nor_stops_it_from_going_on(codes, config, tmp_path):
     plain = train_gpt(config, codes, WHOLE, CLUSTERS, tmp_path / "plain")
     paced = with_settings(config, {"train.log_every": 3, "train.checkpoint_every": 4})
     assert identity(paced) == identity(config)
