@@ -21,24 +21,13 @@ from iar_study.evaluation.metrics import find_metric, metric_named
 from iar_study.evidence.claims import Claim, judge
 from iar_study.evidence.results import Results, load_results
 from iar_study.evidence.rules import NO, YES
-from iar_study.evidence.statistics import ALPHA, compare_with_baseline, holm
+from iar_study.evidence.statistics import ALPHA, COMPARISON_COLUMNS, compare_with_baseline, holm
 from iar_study.pipeline.workspace import Workspace
 
 AGREE, DIFFER, TOO_FEW, SAME_TRIALS = "agree within noise", "differ", "too few seeds", "the same trials"
 OPPOSITE = "opposite"
 
-OF_EACH = (
-    "n",
-    "not_finite",
-    "mean",
-    "low",
-    "high",
-    "pairs",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "finding",
-)
+OF_EACH = tuple(name for name in COMPARISON_COLUMNS if name not in ("p", "least", "most", "detectable"))
 """What the table of arms has of A and of B, out of `compare_with_baseline`."""
 
 ARM_COLUMNS = (

@@ -19,6 +19,7 @@ from typing import Any
 
 from iar_study.config import TrialConfig, flatten, side_of
 from iar_study.generators import cost
+from iar_study.parts import built_in
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running.needs import GPUS, same_trial
 from iar_study.study.study import Profile, Study, trial_configs
@@ -162,8 +163,13 @@ def _sampling(config: TrialConfig, samples: int) -> int:
 
 
 def _tokens(config: TrialConfig) -> int:
-    """Return the tokens of an image; the data are not looked at."""
-    return max((side_of(config.data) or 256) // config.tokenizer.patch, 1) ** 2
+    """Return the tokens of an image; the data are not looked at, but for those that only a part of one's own knows."""
+    side = side_of(config.data)
+    if side is None and not built_in("data", config.data.name):
+        from iar_study.pipeline.stages import images_of
+
+        side = images_of(config.data).size
+    return max((side or 256) // config.tokenizer.patch, 1) ** 2
 
 
 def _speeds(workspace: Workspace) -> dict[Any, list[float]]:
