@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from iar_study import storage
+from iar_study.evaluation.metrics import BUILT_IN, FIDELITY
 from iar_study.pipeline.workspace import Workspace
 from tests.workspaces import make_workspace
 
@@ -13,6 +14,14 @@ from tests.workspaces import make_workspace
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_metrics_are_forgotten():
+    """What a test's own part of the kind metric is called is known in its process alone, and until the test ends."""
+    yield
+    for family in [family for family in FIDELITY if family not in BUILT_IN]:
+        del FIDELITY[family]
 
 
 @pytest.fixture

@@ -24,10 +24,13 @@ from iar_study.running.doctor import examine
 from iar_study.study.checks import check_settings
 from iar_study.study.study import arm_config, load_profile, load_study
 from iar_study.tokenizers.given import load_tokenizer
-from iar_study.tokenizers.vq import VQConfig, VQModel, to_uint8
+from iar_study.tokenizers.vq import VQConfig, VQModel, to_float, to_uint8
 from tests.workspaces import ROOT, encode_digits
 
 SMALL = {"tokenizer.steps": 30, "classifier.steps": 30, "evaluation.samples": 100}
+
+
+TINY = VQConfig(multipliers=(1, 1), channels=32, z_channels=32, codebook_size=64, code_dim=4, in_channels=1)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,39 @@ def prepare(workspace: Workspace, settings: dict[str, str]) -> stages.Shared:
 
 def products(workspace: Workspace) -> list[str]:
     return sorted(path.name.partition("-")[0] for path in workspace.cache.iterdir())
+
+
+def test_llamagens_tokenizer_with_images_has_all_that_a_trained_one_has(workspace: Workspace) -> None:
+    torch.manual_seed(0)
+    given = VQModel(TINY)
+    given.save_llamagen(workspace.root / "vq.pt")
+    sizes = {"tokenizer.codebook_size": 64, "tokenizer.code_dim": 4, "tokenizer.patch": 2}
+    settings = {"classifier.steps": 30, "evaluation.samples": 100, "tokenizer.checkpoint": "vq.pt", **sizes}
+    shared = prepare(workspace, settings)
+    assert products(workspace) == ["classifier", "clustering", "clustering", "codes", "exactness", "reference"]
+    assert "vq.pt" not in shared.products
+    codes, digits = stages.load_codes(shared), load_images(smoke({}).data)
+    tokens = given.eval().encode(to_float(digits.test[:20]))
+    np.testing.assert_array_equal(codes.test_tokens[:20], tokens.flatten(1))
+    np.testing.assert_array_equal(codes.codebook.vectors, given.codebook().numpy())
+    known = facts(shared)
+    assert 0 < known["tokenizer"]["usage"] <= 1
+    assert known["exact"]["decoding"] == 0
+    assert set(known["reconstruction"]) == {fidelity_key(family, "classifier", 100) for family in FIDELITY}
+    torch.manual_seed(1)
+    VQModel(TINY).save_llamagen(workspace.root / "vq.pt")
+    stages.given_tokenizer.cache_clear()
+    other = prepare(workspace, settings)
+    assert other.digests["tokenizer"] != shared.digests["tokenizer"]
+    assert other.codes != shared.codes
+    for setting, message in (
+        ({"tokenizer.patch": 4}, "tokenizer.patch is 4, but 2 in vq.pt"),
+        ({}, "is for 3 channels"),
+    ):
+        VQModel(replace(TINY, in_channels=3)).save_llamagen(workspace.root / "vq.pt")
+        stages.given_tokenizer.cache_clear()
+        with pytest.raises(InputError, match=message):
+            prepare(workspace, {**settings, **setting})
 
 
 def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Workspace) -> None:
