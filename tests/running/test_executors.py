@@ -257,7 +257,8 @@ def test_a_study_that_is_killed_two_seconds_after_each_start_ends_with_the_same_
     print(f"{study}: killed {kills} times, {patience:.1f} s after each start")
     assert_same(cut, whole)
     assert not [path for path in (cut.root / "runs").rglob("*") if "progress" in path.name]
-    assert main(["report", study, "--check", "--from", str(whole.root), "-o", str(cut.reports)]) == 0
+    # Runs' ids in MLflow and times are each store's own: the pages of the last start are those of all that is there.
+    assert main(["report", study, "--check", "--from", str(cut.root), "-o", str(cut.reports)]) == 0
 
 
 def test_a_sigterm_to_all_processes_saves_every_trial(prepared, tmp_path):
