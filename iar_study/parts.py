@@ -208,7 +208,9 @@ def identity(kind: str, spec: str) -> str:
     """Return what tells a part in the names of results: name, settings and code or release, but not where a file is."""
     if built_in(kind, spec):
         return spec.partition(":")[0]
-    return ",".join([f"{Spec.of(spec).name}@{code_of(kind, spec)}", *spec.split(",")[1:]])
+    made = load(kind, spec)
+    settings = [f"{field.name}={getattr(made, field.name)!r}" for field in fields(made)] if is_dataclass(made) else []
+    return ",".join([f"{Spec.of(spec).name}@{code_of(kind, spec)}", *settings])
 
 
 def code_of(kind: str, spec: str) -> str:
@@ -245,12 +247,15 @@ def _module(path: Path, content: str) -> ModuleType:
     name = f"iar_study_part_{content[:16]}"
     module = sys.modules[name] = ModuleType(name)  # there dataclasses look up their annotations
     module.__file__ = str(path)
+    sys.path.insert(0, str(path.parent))  # for what lies beside it
     try:
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} does not run: {type(error).__name__}: {why}") from error
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
@@ -258,7 +263,8 @@ def _entry(kind: str, name: str) -> EntryPoint:
     found = {each.name: each for each in entry_points(group=f"iar_study.{kind}")}
     if name not in found:
         known = [f"{each}:PATH" if has_trait(kind, f"{each}:/", "path") else each for each in names(kind)]
-        hint = nearest(name, [each for each in (*known, *found) if each != name])
+        others = [each for each in (*known, *found) if each != name]
+        hint = nearest(name, others) if others else "none is built in"
         raise InputError(f"unknown {kind} {name!r}; {hint}; one's own is FILE.py:NAME")
     return found[name]
 
@@ -299,8 +305,18 @@ def sources(makers: Iterable[str]) -> dict[str, str]:
 
 
 def changed(made_by: Mapping[str, str]) -> list[str]:
-    """Return the makers whose source is not the one, of these digests, that something was made by."""
-    return [name for name, source in made_by.items() if sources([name])[name] != source]
+    """Return the makers whose source is not the one, of these digests, that something was made by.
+
+    Not those of one's own: what they made has the digest of their file in its name.
+    """
+    ours = {name: source for name, source in made_by.items() if name in MAKERS or name.partition(" ")[0] not in KINDS}
+    return [name for name, source in ours.items() if sources([name])[name] != source]
+
+
+def edited(made_by: Mapping[str, str]) -> list[str]:
+    """Return the parts of one's own whose file is not what it was when these digests were taken."""
+    own = [name for name in made_by if name not in MAKERS and name.partition(" ")[0] in KINDS]
+    return [name for name in own if sources([name])[name] != made_by[name]]
 
 
 def _digest_of_own(maker: str) -> str:

@@ -41,6 +41,18 @@ def test_what_does_not_fit_is_refused(key, value, message):
         with_settings(TrialConfig(), {key: value})
 
 
+def a_loss(logits, targets, boundaries, codebook, weight): ...
+
+
+def a_metric(reference, features): ...
+
+
+def another(reference, features): ...
+
+
+def eyes(images, device): ...
+
+
 VARIED = {
     "loss.cluster_weight": 1.0,
     "loss.token_weight": 0.0,
@@ -54,7 +66,7 @@ VARIED = {
     "evaluation.noise": 1,
     "loss.name": f"{__file__}:a_loss",
     "evaluation.metrics": f"{__file__}:a_metric {__file__}:another",
-    "evaluation.extractor": f"{__file__}:eyes,width=3",
+    "evaluation.extractor": f"{__file__}:eyes",
 }
 
 

@@ -263,6 +263,56 @@ def test_the_size_of_ones_own_images_is_known_to_estimates_and_plans(mine, capsy
     assert "32 + 8 images of 64 tokens" in capsys.readouterr().out
 
 
+def test_what_differs_in_settings_or_beside_the_weights_is_another_tokenizer(mine):
+    subprocess.run([sys.executable, "patches.py"], check=True)
+    shifted = 'file: str = "patches.pt"\n    shift: float = 0.0\n'
+    (mine.root / "patches.py").write_text(FILES["patches.py"].replace('file: str = "patches.pt"\n', shifted))
+
+    def of(spec: str) -> tuple[int, int]:
+        return made(mine, "baseline", **{"tokenizer.checkpoint": f"patches.py:{spec}", "tokenizer.code_dim": 4})
+
+    assert of("Given") == (1, 0)
+    assert of("Given,shift=0") == (0, 1)
+    assert of("Given,shift=1") == (1, 0)
+
+
+def test_what_a_moved_or_absent_file_made_is_not_told_as_another_sources(mine):
+    setting = {"loss.name": "focal.py:Focal"}
+    assert made(mine, "baseline", **setting) == (1, 0)
+    record = trials(mine)["baseline"]
+    assert "loss focal.py:Focal" in record["makers"]
+    (mine.root / "focal.py").unlink()
+    assert parts.changed(record["makers"]) == []
+    assert parts.edited(record["makers"]) == ["loss focal.py:Focal"]
+
+
+def test_a_loss_does_not_say_what_is_measured_and_a_metric_does_not_touch_features(mine, capsys):
+    (mine.root / "sly.py").write_text(
+        "import sibling\n\n\n"
+        "def loss(logits, targets, boundaries, codebook, weight):\n"
+        "    zero = 0 * logits.sum()\n"
+        "    return {'loss': logits.square().mean(), 'token_nll': zero, 'own_cluster_nll': zero}\n\n\n"
+        "def vector(logits, targets, boundaries, codebook, weight):\n    return {'loss': logits.square()}\n\n\n"
+        "def number(logits, targets, boundaries, codebook, weight):\n    return {'loss': 1.0}\n\n\n"
+        "def write(reference, features):\n    features[:] = 0\n    return 0.0\n\n\n"
+        "def nothing(reference, features):\n    return float('nan')\n\n\n"
+        "def halves(points, n, seed, progress):\n    return (points[:, 0] > 0) + 0.5\n"
+    )
+    (mine.root / "sibling.py").write_text("")
+    assert made(mine, "baseline", **{"loss.name": "sly.py:loss"}) == (1, 0)
+    folder = mine.trials / trials(mine)["baseline"]["hash"]
+    assert read_journal(folder / "journal.jsonl")[-1]["metrics"]["train/token_nll"] > 1
+    for name in ("vector", "number"):
+        assert run("--arms", "baseline", "--set", *SMALL, f"loss.name=sly.py:{name}") != 0
+        assert f"loss sly.py:{name}: its term 'loss' is to be a tensor of one number" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="read-only"):
+        made(mine, "baseline", **{"evaluation.metrics": "sly.py:write"})
+    with pytest.raises(InputError, match="is nan of these samples; it is to be finite"):
+        made(mine, "baseline", **{"evaluation.metrics": "sly.py:nothing"})
+    with pytest.raises(InputError, match="is to give each of 64 codes a cluster"):
+        made(mine, "baseline", **{"clustering.strategy": "sly.py:halves"})
+
+
 def test_an_installed_package_offers_parts_by_their_names(mine, monkeypatch):
     class Installed(EntryPoint):
         dist = type("Release", (), {"version": "1.2"})()
@@ -273,7 +323,7 @@ def test_an_installed_package_offers_parts_by_their_names(mine, monkeypatch):
     monkeypatch.setattr(parts, "entry_points", lambda group: [offered] if group == "iar_study.loss" else [])
     assert parts.load("loss", "focal,gamma=4").gamma == 4.0
     config = with_settings(TrialConfig(), {"loss.name": "focal,gamma=4"})
-    assert identity(config)["loss.name"] == "focal@1.2,gamma=4"
+    assert identity(config)["loss.name"] == "focal@1.2,gamma=4.0"
     del sys.modules["offered"]
 
 

@@ -62,18 +62,19 @@ def cluster_codes(
             f"equal clusters: {n_clusters} does not divide the {len(points)} codes of the codebook; "
             f"choose a divisor, or a strategy with clusters of unequal size: {unequal}"
         )
-    labels = np.asarray(cluster(points, n_clusters, seed, progress)).astype(np.int64)
+    labels = np.asarray(cluster(points, n_clusters, seed, progress))
     if progress:
         progress(1, 1, "")
-    if labels.shape != (len(points),) or labels.min() < 0 or labels.max() >= n_clusters:
+    if labels.shape != (len(points),) or not np.isin(labels, np.arange(n_clusters)).all():
         raise InputError(
             f"strategy {strategy!r} is to give each of {len(points)} codes a cluster 0 ... {n_clusters - 1}"
         )
+    labels = labels.astype(np.int64)
     filled = len(np.unique(labels))
     if filled < n_clusters:
         raise InputError(
-            f"strategy {strategy!r} leaves {n_clusters - filled} of {n_clusters} clusters empty: the codebook has too "
-            f"many identical codes; take fewer clusters, or the strategy 'balanced'"
+            f"strategy {strategy!r} leaves {n_clusters - filled} of {n_clusters} clusters empty, as where a codebook "
+            f"has too many identical codes; take fewer clusters, or the strategy 'balanced'"
         )
     return labels
 

@@ -27,8 +27,8 @@ def order_vectors(vectors: np.ndarray, ordering: str) -> np.ndarray:
     ordering : one of `ORDERINGS`, or a part of one's own, `FILE.py:NAME`. Raises `InputError` for an unknown one, or
     one that returns no order.
     """
-    order = parts.load("order", ordering)(within_range(np.ascontiguousarray(vectors, dtype=np.float64)))
-    if not np.array_equal(np.sort(order), np.arange(len(vectors))):
+    order = np.asarray(parts.load("order", ordering)(within_range(np.ascontiguousarray(vectors, dtype=np.float64))))
+    if order.shape != (len(vectors),) or not np.array_equal(np.sort(order), np.arange(len(vectors))):
         raise InputError(f"order {ordering!r} is to return each of 0 ... {len(vectors) - 1} once")
     return order.astype(np.int64)
 

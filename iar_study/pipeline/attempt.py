@@ -27,7 +27,7 @@ from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import GPT, make_generator
 from iar_study.generators.sampling import generate
-from iar_study.parts import MAKERS, changed
+from iar_study.parts import edited
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, own_metrics, seen_by
 from iar_study.pipeline.stages import images_of, load_codes
@@ -59,8 +59,8 @@ def run_trial(trial: Trial, trials: Path) -> bool:
     Busy : another process is at work on it, or on the trial that it samples from.
     InputError : bad input, a full disk.
     """
-    if edited := [maker for maker in changed(trial.made_by) if maker not in MAKERS]:
-        raise InputError(f"{', '.join(edited)}: the file was edited since the run began; run it again")
+    if since := edited(trial.made_by):
+        raise InputError(f"{', '.join(since)}: the file was edited since the run began; run it again")
     folder = trial.folder(trials)
     lock = FileLock(folder / "lock", timeout=0)
 

@@ -16,6 +16,7 @@ import torch
 
 from iar_study import parts
 from iar_study.config import ClassifierConfig, TrialConfig
+from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify
 from iar_study.evaluation.features import Extractor, extract, load_extractor
 from iar_study.evaluation.fidelity import Reference, measure_fidelity
@@ -58,6 +59,21 @@ def own_metrics(config: TrialConfig) -> dict[str, tuple[Callable[..., Any], Metr
     return found
 
 
+def _own_value(family: str, own: Callable[..., Any], *features: np.ndarray) -> float:
+    """Return what somebody's metric is of features that it cannot change; raise `InputError` where it is no number."""
+    views = [array.view() for array in features]
+    for view in views:
+        view.flags.writeable = False
+    found = own(*views)
+    try:
+        value = float(found)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"metric {family} is to return a number, not {type(found).__name__}") from error
+    if not np.isfinite(value):
+        raise InputError(f"metric {family} is {value} of these samples; it is to be finite")
+    return value
+
+
 def measure_pictures(
     pictures: np.ndarray,
     labels: np.ndarray,
@@ -71,7 +87,10 @@ def measure_pictures(
     features, probabilities, told = seen_by(extractor, classifier, pictures)
     found = measure_fidelity(reference, features, probabilities, intervals=False)
     values = {family: estimate.value for family, estimate in found.items()}
-    values |= {family: float(own(reference.features, features)) for family, (own, _) in own_metrics(config).items()}
+    values |= {
+        family: _own_value(family, own, reference.features, features)
+        for family, (own, _) in own_metrics(config).items()
+    }
     metrics = {fidelity_key(family, extractor.name, count): value for family, value in values.items()}
     return metrics | {fidelity_key("class_agreement", "classifier", count): float((told == labels).mean())}
 

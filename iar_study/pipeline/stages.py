@@ -193,8 +193,10 @@ class Stages:
             make_clustering(path, codebook, config, self.progress)
         return path
 
-    def _exactness(self, codes: Codes, tokenizer: str, codes_digest: str) -> Path:
-        path = _product(self.workspace, "exactness", (), codes_digest, _digest(self.judging), EXACT_IMAGES)
+    def _exactness(self, codes: Codes, tokenizer: str, codes_digest: str, given: str = "") -> Path:
+        """Return the product; `given`: the digest of a tokenizer that was given, whose codes another may have."""
+        key = (codes_digest, _digest(self.judging), EXACT_IMAGES, *([given] if given else []))
+        path = _product(self.workspace, "exactness", (), *key)
         if not path.exists():
             from iar_study.pipeline.making import make_exactness
 
@@ -300,7 +302,8 @@ class _OfImages(Stages):
 
     @cached_property
     def exactness(self) -> Path:
-        return self._exactness(self.loaded, self.decoder, _digest(self.codes))
+        given = "" if self.tokenizer else self.tokenizer_digest
+        return self._exactness(self.loaded, self.decoder, _digest(self.codes), given)
 
     def shared(self) -> Shared:
         images, paths = self.images, self._paths()
@@ -471,9 +474,15 @@ def _codebook(arrays: dict[str, np.ndarray], metadata: dict[str, Any], source: s
     return Codebook(arrays["codebook"], metadata.get("lookup", "cosine"), source)
 
 
-@lru_cache(maxsize=2)
 def given_tokenizer(spec: str) -> tuple[str, Codebook, int, int]:
-    """Return the digest, codebook, patch and channels of a tokenizer that is given, loaded once per process."""
+    """Return the digest, codebook, patch and channels of a given tokenizer, loaded once per process and file."""
+    path = Path(spec).expanduser().absolute()
+    stat = path.stat() if path.is_file() else None
+    return _given_tokenizer(spec, Path.cwd(), stat and (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2)
+def _given_tokenizer(spec: str, folder: Path, version: tuple[int, int] | None) -> tuple[str, Codebook, int, int]:
     from iar_study.tokenizers.given import codebook_of, load_tokenizer, tokenizer_digest  # here: it brings torch
 
     tokenizer = load_tokenizer(spec)

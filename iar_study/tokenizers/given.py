@@ -25,7 +25,7 @@ SMALL_AT_ONCE = 500
 """Small pictures that are encoded, or decoded to be measured, at a time."""
 
 CODE = "iar_study_code"
-"""Attribute of a tokenizer of one's own: the digest of its file."""
+"""Attribute of a tokenizer of one's own: its name, the digest of its file, and its settings."""
 
 NEEDED = ("encode", "decode_codes", "codebook", "patch", "in_channels", "lookup")
 """What a tokenizer of one's own has, beside being a `torch.nn.Module`; see `vq.Tokenizer`."""
@@ -41,7 +41,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         missing = [name for name in NEEDED if not hasattr(found, name)]
         if not isinstance(found, torch.nn.Module) or missing:
             raise InputError(f"tokenizer {spec} is to return a torch.nn.Module with {', '.join(missing or NEEDED)}")
-        setattr(found, CODE, parts.code_of("tokenizer", str(spec)))
+        setattr(found, CODE, parts.identity("tokenizer", str(spec)))
         return cast(Tokenizer, found.eval())
     path = Path(spec).expanduser()
     if path.suffix == ".safetensors":
@@ -60,7 +60,7 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 def codebook_of(tokenizer: Tokenizer) -> Codebook:
     """Return the codes as decoding uses them, float32 (N, d), with the rule by which they are looked up."""
-    return Codebook(tokenizer.codebook().detach().cpu().numpy(), tokenizer.lookup)
+    return Codebook(tokenizer.codebook().detach().float().cpu().numpy(), tokenizer.lookup)
 
 
 def decoded(

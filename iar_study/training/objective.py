@@ -94,8 +94,13 @@ class Objective(nn.Module):
         terms = self.loss(logits, tokens, self.boundaries, self.codebook, cluster_weight)
         if not isinstance(terms, Mapping) or "loss" not in terms:
             raise InputError(f'loss {self.name} is to return its terms by name, "loss" among them, not {type(terms)}')
+        for name, term in terms.items():
+            if not isinstance(term, Tensor) or term.numel() != 1:
+                raise InputError(f"loss {self.name}: its term {name!r} is to be a tensor of one number")
+        if torch.is_grad_enabled() and not terms["loss"].requires_grad:
+            raise InputError(f"loss {self.name}: what it returns as 'loss' has no gradient")
         told = {name: term.detach().float() for name, term in terms.items()}
-        if not {"token_nll", "own_cluster_nll"} <= told.keys():
+        if self.name != "cluster":  # whatever another loss calls so
             tce, cce = token_and_cluster_cross_entropy(logits.detach(), tokens, self.boundaries)
             told |= {"token_nll": tce, "own_cluster_nll": cce}
         return terms["loss"], told, judge.sums(logits.detach(), tokens) if judge else None

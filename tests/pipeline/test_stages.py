@@ -71,18 +71,14 @@ def test_llamagens_tokenizer_with_images_has_all_that_a_trained_one_has(workspac
     assert set(known["reconstruction"]) == {fidelity_key(family, "classifier", 100) for family in FIDELITY}
     torch.manual_seed(1)
     VQModel(TINY).save_llamagen(workspace.root / "vq.pt")
-    stages.given_tokenizer.cache_clear()
     other = prepare(workspace, settings)
     assert other.digests["tokenizer"] != shared.digests["tokenizer"]
     assert other.codes != shared.codes
-    for setting, message in (
-        ({"tokenizer.patch": 4}, "tokenizer.patch is 4, but 2 in vq.pt"),
-        ({}, "is for 3 channels"),
-    ):
-        VQModel(replace(TINY, in_channels=3)).save_llamagen(workspace.root / "vq.pt")
-        stages.given_tokenizer.cache_clear()
-        with pytest.raises(InputError, match=message):
-            prepare(workspace, {**settings, **setting})
+    VQModel(replace(TINY, in_channels=3)).save_llamagen(workspace.root / "vq.pt")
+    with pytest.raises(InputError, match=r"tokenizer\.patch is 4, but 2 in vq\.pt"):
+        prepare(workspace, {**settings, "tokenizer.patch": 4})
+    with pytest.raises(InputError, match="is for 3 channels"):
+        prepare(workspace, settings)
 
 
 def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Workspace) -> None:
