@@ -49,7 +49,10 @@ STRATEGIES = ("_balanced", "_greedy", "_plain", "_blocks", "_random", "_agglomer
 
 LLOYD = ("codebook/balanced_kmeans.py", "codebook/assignment.py", "codebook/augmenting_paths.py")
 ORDERS = ("codebook/ordering.py", "codebook/norms.py", "codebook/kernels.py")
-LOOKS = ("evaluation/classifier.py", "tokenizers/vq.py", "tokenizers/patch_vq.py", "pipeline/making.py:decode")
+LOOKS = (
+    *("evaluation/classifier.py", "tokenizers/vq.py", "tokenizers/patch_vq.py", "tokenizers/given.py"),
+    "pipeline/making.py:decode",
+)
 """What pictures are made and seen by."""
 
 
@@ -88,7 +91,15 @@ MAKERS = {
             *("training/one_cycle.py", "data/batches.py"),
         ),
     ),
-    "codes": Maker(1, ("tokenizers/patch_vq.py", "tokenizers/vq.py", "training/train_tokenizer.py:encode_images")),
+    "codes": Maker(
+        1,
+        (
+            "tokenizers/patch_vq.py",
+            "tokenizers/vq.py",
+            "training/train_tokenizer.py:encode_images",
+            "tokenizers/given.py:batch_of",
+        ),
+    ),
     "classifier": Maker(
         1, ("evaluation/classifier.py", "training/train_classifier.py", "training/one_cycle.py", "data/batches.py")
     ),
@@ -148,6 +159,8 @@ class Spec(NamedTuple):
         place, *given = spec.split(",")
         file, _, name = place.rpartition(":") if ".py:" in place else ("", "", place)
         settings = dict(each.partition("=")[::2] for each in given)
+        if len(settings) < len(given) or not all("=" in each for each in given):
+            raise InputError(f"{spec}: settings follow the name as NAME=VALUE, each once")
         return cls(file, name, settings)
 
 

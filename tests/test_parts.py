@@ -228,6 +228,8 @@ def test_a_part_that_is_none_is_one_line(spec, mine, capsys):
     ("spec", "message"),
     [
         ("focal.py:Focal,gama=1", "unknown setting 'gama'; did you mean 'gamma'"),
+        ("focal.py:Focal,gamma=1,gamma=2", "settings follow the name as NAME=VALUE, each once"),
+        ("focal.py:Focal,gamma", "settings follow the name as NAME=VALUE, each once"),
         ("focal.py:Focal,gamma=high", "gamma: Input should be a valid number"),
         ("focl", "unknown loss 'focl'; known: cluster; one's own is FILE.py:NAME"),
     ],
