@@ -18,7 +18,7 @@ import torch
 from joblib import cpu_count
 from PIL import Image
 
-from iar_study.config import SIDES, DataConfig
+from iar_study.config import DataConfig
 from iar_study.data.folder import Split, list_folder, read_picture
 from iar_study.data.images import has_images, load_images
 from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
@@ -112,7 +112,8 @@ def extract_codes(
     ------
     InputError : a picture cannot be read, the images do not fit the tokenizer, or `folder` holds other codes.
     """
-    side = image_size or SIDES.get(images) or (256 if isinstance(tokenizer, VQModel) else 32)
+    native = load_images(DataConfig(images)).size if has_images(images) else None
+    side = image_size or native or (256 if isinstance(tokenizer, VQModel) else 32)
     if side % tokenizer.patch:
         raise InputError(f"images of {side} pixels do not divide into patches of {tokenizer.patch}; set --image-size")
     if batch < 1 or crop_range < 1:
