@@ -361,8 +361,9 @@ def part_identity(key: str, value: Any) -> Any:
 
 def parts_of(config: TrialConfig) -> list[tuple[str, str]]:
     """Return (kind, name) of every part that a trial's settings name."""
-    flat = flatten(config)
-    return [(kind, name) for key, kind in PARTS.items() for name in _names(key, flat[key])]
+    flat, given = flatten(config), config.tokenizer.checkpoint or ""
+    named = [(kind, name) for key, kind in PARTS.items() for name in _names(key, flat[key])]
+    return [*named, *([("tokenizer", given)] if ".py:" in given else [])]  # any other is a path
 
 
 def _names(key: str, value: str) -> list[str]:
@@ -390,7 +391,7 @@ def with_settings(config: TrialConfig, settings: Mapping[str, Any]) -> TrialConf
     for key, value in settings.items():
         section, _, name = key.partition(".")
         if key == "model":
-            values["model"] = asdict(preset(value))
+            values["model"] = asdict(preset(value)) | {"name": values["model"]["name"]}  # sizes are any generator's
         elif key not in known:
             raise InputError(f"unknown setting {key!r}; {nearest(key, known)}")
         elif name:

@@ -329,6 +329,14 @@ def test_an_installed_package_offers_parts_by_their_names(mine, monkeypatch):
     del sys.modules["offered"]
 
 
+def test_a_size_keeps_the_generator_and_a_tokenizer_of_ones_own_is_among_the_parts():
+    config = with_settings(TrialConfig(), {"model.name": "factorised.py:Factorised", "model": "small"})
+    assert (config.model.name, config.model.width) == ("factorised.py:Factorised", 128)
+    given = with_settings(config, {"tokenizer.checkpoint": "patches.py:Given"})
+    assert set(parts_of(given)) - set(parts_of(config)) == {("tokenizer", "patches.py:Given")}
+    assert parts_of(with_settings(config, {"tokenizer.checkpoint": "vq.pt"})) == parts_of(config)
+
+
 def test_built_in_parts_go_by_their_names_alone():
     for kind, name in parts_of(TrialConfig()):
         assert parts.identity(kind, name) == name

@@ -53,6 +53,11 @@ def _state(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
+def _rule(codebook: Codebook) -> dict[str, str]:
+    """Return what a product tells of the look-up rule; nothing where it is by cosine, as before there was another."""
+    return {} if codebook.lookup == "cosine" else {"lookup": codebook.lookup}
+
+
 def make_tokenizer(path: Path, images: Images, config: TokenizerConfig, progress: Progress) -> None:
     """Train the VQ autoencoder; its header holds PSNR on held-out images, codebook usage and perplexity."""
     with _kept(path) as folder:
@@ -77,12 +82,8 @@ def make_codes(path: Path, images: Images, tokenizer: str, given: bool, progress
             "test_labels": images.test_labels,
             "codebook": codebook.vectors,
         }
-        about: dict[str, Any] = {"class_names": images.class_names}
-        if codebook.lookup != "cosine":
-            about["lookup"] = codebook.lookup
-        if given:
-            about["metrics"] = describe_tokenizer(model, images.test)
-        _save(path, ["codes"], arrays, **about)
+        measured = {"metrics": describe_tokenizer(model, images.test)} if given else {}
+        _save(path, ["codes"], arrays, class_names=images.class_names, **measured, **_rule(codebook))
     progress("encoding images", 1, 1, "")
 
 
@@ -96,8 +97,7 @@ def make_use(path: Path, found: Encoded, progress: Progress) -> None:
         progress("counting codes", min(first + images, len(tokens)), len(tokens), "")
     share = use[use > 0] / use.sum()
     metrics = {"usage": float(np.mean(use > 0)), "perplexity": float(np.exp(-np.sum(share * np.log(share))))}
-    rule = {"lookup": codebook.lookup} if codebook.lookup != "cosine" else {}
-    _save(path, (), {"use": use, "codebook": codebook.vectors}, metrics=metrics, **rule)
+    _save(path, (), {"use": use, "codebook": codebook.vectors}, metrics=metrics, **_rule(codebook))
 
 
 def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:

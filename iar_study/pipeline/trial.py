@@ -35,7 +35,7 @@ class Trial:
     @property
     def makers(self) -> list[str]:
         """Who makes it, beside what it is made from."""
-        measuring = ["samples' metrics", *self.own_parts("extractor"), *self.own_parts("metric")]
+        measuring = ["samples' metrics", *self.own_parts("tokenizer", "extractor", "metric")]
         if self.kind == "near-codes":
             return ["near codes", *measuring]
         if self.base is not None:
@@ -45,9 +45,10 @@ class Trial:
         training = ["training", *self.own_parts("generator"), f"loss {loss.name}", *varied]
         return [*training, "predictions", "sampling", *measuring]
 
-    def own_parts(self, kind: str) -> list[str]:
-        """Return the makers "KIND NAME" of a kind that are not built in."""
-        return [f"{kind} {name}" for of, name in parts_of(self.config) if of == kind and not built_in(of, name)]
+    def own_parts(self, *kinds: str) -> list[str]:
+        """Return the makers "KIND NAME" of these kinds that are not built in."""
+        named = parts_of(self.config)
+        return [f"{kind} {name}" for kind, name in named if kind in kinds and not built_in(kind, name)]
 
     @property
     def hash(self) -> str:

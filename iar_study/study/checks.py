@@ -72,8 +72,6 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
     """Raise `InputError` for settings of a trial that do not fit each other, or no data."""
     for of_kind, name in parts_of(config):
         parts.check(of_kind, name)
-    if ".py:" in (given := config.tokenizer.checkpoint or ""):
-        parts.check("tokenizer", given)
     _check_data(config, kind)
     size, own = config.tokenizer.codebook_size, config.clustering
     wanted = {"evaluation.clusters": config.evaluation.clusters}
