@@ -127,19 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
         "iar-study run cluster-count --profile quick --seeds 0 1 2 --set train.steps=800",
     )
     _add_study(run, "a name from `iar-study list`, or all: every study, one after the other")
-    run.add_argument(
-        "--executor",
-        default="processes",
-        metavar="E",
-        help="processes (default): as many trials at once as there are cores or GPUs; here: one after the other, in "
-        "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share; "
-        "or FILE.py:NAME",
-    )
+    _add_executor(run)
     run.add_argument(
         "--until", choices=["decided"], help="of a study with a plan: add pairs, look by look, until the plan says stop"
-    )
-    run.add_argument(
-        "--address", metavar="A", help="of the Ray cluster (default: RAY_ADDRESS, else one on this machine)"
     )
     run.add_argument(
         "--allow-diverged",
@@ -156,6 +146,21 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say what is there, what would be made and what is shared; compute, download and write nothing",
     )
+
+    measure = command(
+        "measure",
+        _measure,
+        "Measure anew what the last run of a study has trained, by other evaluators or metrics, or on more samples. "
+        "Nothing is trained, and samples that were drawn already are used again. The report then tells of it, too.",
+        "iar-study measure components --evaluators inception dinov2 --samples 10000",
+    )
+    measure.add_argument("study", metavar="STUDY", help="a study that was run here")
+    measure.add_argument(
+        "--evaluators", nargs="+", default=[], metavar="E", help="extractors, each put on the same samples"
+    )
+    measure.add_argument("--samples", type=int, metavar="N", help="of each training (default: as many as before)")
+    measure.add_argument("--metrics", nargs="+", default=[], metavar="FILE.py:NAME", help="beside the built-in ones")
+    _add_executor(measure)
 
     plan = command(
         "plan",
@@ -409,6 +414,20 @@ def _add_study(parser: argparse.ArgumentParser, names: str = "a name from `iar-s
     )
 
 
+def _add_executor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        default="processes",
+        metavar="E",
+        help="processes (default): as many trials at once as there are cores or GPUs; here: one after the other, in "
+        "this process; ray: on a Ray cluster that runs already, runs/ being on a file system that its machines share; "
+        "or FILE.py:NAME",
+    )
+    parser.add_argument(
+        "--address", metavar="A", help="of the Ray cluster (default: RAY_ADDRESS, else one on this machine)"
+    )
+
+
 def _add_codebook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codebook", metavar="CODEBOOK", help=".npy, .npz, .safetensors, or a .pt or .ckpt checkpoint")
     parser.add_argument(
@@ -622,6 +641,40 @@ def _run_study(
         page, *_ = write_changed(workspace, [study.name], workspace.reports, workspace.experiments)
         print(page)
     return EXIT_FAILED if outcome.failed or (outcome.diverged and not arguments.allow_diverged) else 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from iar_study.pipeline.workspace import Workspace
+    from iar_study.running.display import Display
+    from iar_study.running.measure_study import measure_study
+    from iar_study.study.checks import check_executor
+
+    workspace = Workspace.find()
+    check_executor(arguments.executor, arguments.address)
+    if not (arguments.evaluators or arguments.metrics or arguments.samples):
+        raise InputError("say what is to be measured: --evaluators, --metrics or --samples")
+    settings = {"evaluation.metrics": " ".join(arguments.metrics)} if arguments.metrics else {}
+    settings |= {"evaluation.samples": arguments.samples} if arguments.samples is not None else {}
+    ways = [{**settings, "evaluation.extractor": name} for name in arguments.evaluators] or [settings]
+    failed: dict[str, str] = {}
+    with Display() as display:
+        for way in ways:
+            outcome = measure_study(
+                arguments.study, workspace, display, way, executor=arguments.executor, address=arguments.address
+            )
+            failed |= outcome.failed
+    for trial, error in failed.items():
+        print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
+    from iar_study.reporting.unchanged import write_changed
+    from iar_study.tracking.tracker import StoreError, fill_in
+
+    try:
+        fill_in(workspace, arguments.study)
+    except StoreError as error:  # nothing is lost
+        print(f"iar-study: {error}; `iar-study sync` adds what was measured", file=sys.stderr)
+    page, *_ = write_changed(workspace, [arguments.study], workspace.reports, workspace.experiments)
+    print(page)
+    return EXIT_FAILED if failed else 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:

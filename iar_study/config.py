@@ -6,7 +6,7 @@ A trial is described by one `TrialConfig`. `with_settings` changes it by dotted 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -157,6 +157,9 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema: Share = 0.99
     """Decay of the moving average of the weights, which is what is evaluated and sampled from; 0 is none."""
+    kept: Count = 4
+    """Times that the weights are kept to be measured, at the ends of equal parts of the training; the last is its
+    end."""
     log_every: Count = 25
     checkpoint_every: Count = 200
     noise: Seed = 0
@@ -167,10 +170,9 @@ class TrainConfig:
 class EvaluationConfig:
     """What is measured on held-out images and on samples, the same for every arm of a study."""
 
-    every: Count = 250
-    """Training steps between two validations."""
     images: Count = 2000
-    """Held-out images (the first ones of the test split) that the likelihoods are measured on."""
+    """Held-out images (the first ones of the test split) that the likelihoods are measured on, whenever weights are
+    kept."""
     clusters: Count = 32
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
     extractor: str = "classifier"
@@ -179,7 +181,7 @@ class EvaluationConfig:
     samples: Annotated[int, Field(ge=4)] = 2000
     """Precision and recall need four: a sample and its three nearest."""
     sampled_times: Count = 4
-    """Times that samples are drawn and measured, in equal parts of the training; the last is at its end."""
+    """Of the times that weights are kept, at how many samples are drawn and measured; a divisor of `train.kept`."""
     guidance: NonNegative = 2.0
     """Scale s of classifier-free guidance: uncond + s * (cond - uncond); 1 is none."""
     temperature: Positive = 1.0
@@ -211,11 +213,12 @@ class ParallelConfig:
     """Compute the inside of a block again in the backward pass in place of keeping it."""
 
 
-NOT_IDENTITY = ("data", "tokenizer", "classifier", "clustering", "parallel")
-"""Sections that do not tell trials apart: they act through the content of their products, or not beyond rounding."""
+OF_TRAINING = ("model", "loss", "train", "compute", "seed")
+"""Sections that tell trainings apart. All others act through the content of products, on what is measured alone, or not
+beyond rounding."""
 
-NO_MATTER = ("train.log_every", "train.checkpoint_every")
-"""Settings that change no result: how often a training tells of itself, and saves itself."""
+NO_MATTER = ("train.kept", "train.log_every", "train.checkpoint_every")
+"""Settings that change no weight: how often a training keeps them, tells of itself, and saves itself."""
 
 PARTS = {
     "data.name": "data",
@@ -347,11 +350,28 @@ def flatten(config: TrialConfig) -> dict[str, Any]:
     return flat
 
 
-def identity(config: TrialConfig, left_out: Container[str] = NO_MATTER) -> dict[str, Any]:
-    """Return the dotted keys that tell a trial from another one on the same inputs."""
-    kept = {key: value for key, value in flatten(config).items() if key.partition(".")[0] not in NOT_IDENTITY}
-    kept = {key: value for key, value in kept.items() if key not in left_out}
-    return {key: part_identity(key, value) for key, value in without_defaults(kept).items()}
+def training_identity(config: TrialConfig) -> dict[str, Any]:
+    """Return the dotted keys that tell a training from another one on the same codes and clusters."""
+    return _identity(config, lambda key: key.partition(".")[0] in OF_TRAINING and key not in NO_MATTER)
+
+
+def measuring_identity(config: TrialConfig) -> dict[str, Any]:
+    """Return the dotted keys that tell what is measured of a training."""
+    return _identity(config, lambda key: key.startswith("evaluation.") or key == "train.kept")
+
+
+def _identity(config: TrialConfig, tells: Callable[[str], bool]) -> dict[str, Any]:
+    told = {key: value for key, value in without_defaults(flatten(config)).items() if tells(key)}
+    return {key: part_identity(key, value) for key, value in told.items()}
+
+
+def times_of(steps: int, times: int) -> tuple[int, ...]:
+    """Return the ends of so many equal parts of a training.
+
+    >>> times_of(1000, 4), times_of(3, 4)
+    ((250, 500, 750, 1000), (1, 2, 3))
+    """
+    return tuple(dict.fromkeys(max(steps * k // times, 1) for k in range(1, times + 1)))
 
 
 def part_identity(key: str, value: Any) -> Any:

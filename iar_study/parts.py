@@ -123,10 +123,7 @@ MAKERS = {
     "predictions": Maker(1, ("evaluation/predictions.py",)),
     "sampling": Maker(
         1,
-        (
-            *("generators/gpt.py", "generators/sampling.py"),
-            *("pipeline/attempt.py:sample_and_measure", "pipeline/attempt.py:draw"),
-        ),
+        (*("generators/gpt.py", "generators/sampling.py", "pipeline/drawing.py:draw"),),
     ),
     "samples' metrics": Maker(
         1,

@@ -18,7 +18,7 @@ SMALL = {
     "train.checkpoint_every": 10,
     "tokenizer.steps": 30,
     "classifier.steps": 30,
-    "evaluation.every": 5,
+    "train.kept": 4,
     "evaluation.images": 60,
     "evaluation.samples": 100,
 }

@@ -42,7 +42,7 @@ COMMANDS = [
 ]
 SMALL = (
     *("tokenizer.steps=20", "classifier.steps=20", "train.steps=4", "train.warmup_steps=0", "model.layers=1"),
-    *("evaluation.images=40", "evaluation.samples=40", "evaluation.sampled_times=1", "evaluation.every=4"),
+    *("evaluation.images=40", "evaluation.samples=40", "evaluation.sampled_times=1", "train.kept=1"),
 )
 
 

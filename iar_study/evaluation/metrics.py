@@ -157,12 +157,6 @@ METRICS: dict[str, Metric] = {
         4,
         "what is minimised: L_TCE + lambda * L_CCE or the arm's variant; mean since the last point",
     ),
-    **{
-        f"train/{name}": replace(
-            metric, label=f"training {metric.label}", meaning=f"of the last batch: {metric.meaning}"
-        )
-        for name, metric in _PREDICTIONS.items()
-    },
     "train/token_nll": Metric("training token NLL", "lower", 4, "L_TCE, mean since the last point"),
     "train/own_cluster_nll": Metric(
         "training own cluster NLL", None, 4, "L_CCE over the arm's own clusters, mean since the last point"

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from iar_study.errors import InputError, listed, nearest
-from iar_study.evaluation.metrics import find_metric, metric_named
+from iar_study.evaluation.metrics import metric_named
 from iar_study.evidence.claims import Claim, judge
 from iar_study.evidence.results import Results, load_results
 from iar_study.evidence.rules import NO, YES
@@ -157,7 +157,7 @@ def compare(a: Results, b: Results, metrics: Sequence[str], claims: Iterable[Cla
 
     metrics : keys or families that arms are compared in. claims : judged by the same rules in both.
     """
-    keys = {name: (find_metric(name, a.final["metric"]), find_metric(name, b.final["metric"])) for name in metrics}
+    keys = {name: (a.find(name), b.find(name)) for name in metrics}
     tables = [compare_arms(a, b, key) for key, other in keys.values() if key is not None and key == other]
     filled = [table for table in tables if len(table)]
     return Comparison(

@@ -1,7 +1,8 @@
 """The results of studies as one file: `export` writes it, `open_store` reads it, `take_in` adds it to a workspace.
 
 It is a .tar.xz of the small files of `runs/`: the manifests of the studies and, of every finished trial, its config,
-journal, figures and pictures. Weights and checkpoints stay behind. The same results give the same bytes.
+journal, figures, pictures, and the tokens of the samples that were drawn at its end. Weights and checkpoints stay
+behind. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from iar_study.errors import InputError
-from iar_study.pipeline.workspace import PICTURES_OF, Workspace, is_finished, pictures_of, read_manifest, studies_run
+from iar_study.pipeline.workspace import (
+    PICTURES_OF,
+    Workspace,
+    is_finished,
+    pictures_of,
+    read_manifest,
+    read_record,
+    studies_run,
+    trials_told,
+)
 from iar_study.storage import load_arrays, load_metadata, replacing, save_arrays
 
 OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetensors", "replaced.safetensors")
@@ -57,11 +68,12 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
     manifest = read_manifest(workspace, study)
     first = min(trial["seed"] for trial in manifest["trials"])
     found = {f"runs/studies/{study}.json": workspace.studies / f"{study}.json"}
-    for trial in manifest["trials"]:
+    for trial in trials_told(manifest):
         folder = workspace.trials / trial["hash"]
         if is_finished(folder):
             names = [*OF_TRIAL, *([PICTURES] if trial["seed"] == first else [])]
             found |= {f"runs/trials/{folder.name}/{name}": folder / name for name in names if (folder / name).exists()}
+            found |= _of_training(workspace, read_record(folder))
     if len(found) == 1:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
     with suppress(InputError):  # a study whose codes are no longer here is exported without
@@ -78,6 +90,14 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
         save_arrays(slim, {name: arrays[name] for name in STAGES.values()})
         found[f"runs/cache/{slim.name}"] = slim
     return found
+
+
+def _of_training(workspace: Workspace, record: dict[str, Any]) -> dict[str, Path]:
+    """Return name in the file -> path of how a trial's training was made, and of the samples drawn at its end."""
+    trained = workspace.trainings / (record.get("training") or "")
+    drawn = sorted(trained.glob(f"tokens-{record['config']['train.steps']:09d}-*.safetensors"))
+    there = [path for path in (trained / "training.json", *drawn) if path.exists()]
+    return {f"runs/trainings/{trained.name}/{path.name}": path for path in there}
 
 
 def _packed(files: dict[str, Path]) -> bytes:
@@ -173,6 +193,9 @@ def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:
             for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == "result.json"):
                 _copy(folder / name, target / name)
             new += 1
+        for file in sorted(store.trainings.glob("*/*")):
+            if not is_finished(target := workspace.trainings / file.parent.name) and not (target / file.name).exists():
+                _copy(file, target / file.name)
         for product in sorted(store.cache.glob("*.safetensors")):
             load_metadata(product)  # raises where it is damaged
             slim = product.name.startswith("reference") and "reference.mean" not in load_arrays(product)[0]

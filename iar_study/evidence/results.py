@@ -16,6 +16,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.metrics import METRICS, declare, find_metric, metric_named
 from iar_study.pipeline.workspace import (
     Workspace,
+    ending,
     is_finished,
     near_codes_trials,
     pictures_of,
@@ -81,6 +82,7 @@ class Results:
         where no study measured it.
     plan : what the study's manifest recorded of its plan; None without one.
     departures : in what the run is not the one that was planned.
+    later : metrics that `measure` has added to what the trials measured themselves.
     replaced : of near codes, in what way tokens were replaced -> uint8 (k, h, w, c), of one trial; else empty.
     """
 
@@ -114,6 +116,15 @@ class Results:
     premise: dict[str, float] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
     departures: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+
+    def find(self, name: str) -> str | None:
+        """Return the key of a metric that `name` means, see `find_metric`; what trials measured themselves goes first.
+
+        Raises `InputError` where a family was measured in several ways: which of them is meant must then be said.
+        """
+        own = self.final["metric"][~self.final["metric"].isin(self.later)]
+        return find_metric(name, own) or find_metric(name, self.final["metric"])
 
     @property
     def draws(self) -> dict[int, int] | None:
@@ -223,6 +234,8 @@ def load_results(workspace: Workspace, study: str) -> Results:
             if manifest["factor"]:
                 values[trial["arm"]] = float(own["config"][manifest["factor"]])
             tokenizers.setdefault(own["config"]["tokenizer.codebook_size"], own)
+    own_metrics = {row["metric"] for row in final}
+    final += _measured_later(manifest, workspace, final)
     if not about:
         raise InputError(f"no trial of study {study!r} is finished yet; `iar-study run {study}` goes on with them")
     # An arm must not look better for the seeds that it lost: what the others have, these have as NaN.
@@ -234,6 +247,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
     asked = {trial["arm"] for trial in manifest["trials"]}
     arms = {arm["name"]: arm for arm in manifest["arms"] if arm["name"] in asked}
     return Results(
+        later=tuple(sorted({row["metric"] for row in final} - own_metrics)),
         study=manifest["study"],
         question=manifest["question"],
         claim=manifest["claim"],
@@ -310,6 +324,26 @@ def _reconstructions(reference: str | None, workspace: Workspace) -> dict[str, n
         return {}
     pictures = load_arrays(product)[0]
     return {label: pictures[name] for label, name in STAGES.items()}
+
+
+def _measured_later(
+    manifest: dict[str, Any], workspace: Workspace, final: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return rows like `final` of what `measure` has found of the same trainings and the trials did not measure."""
+    known = {(row["arm"], row["trial"], row["metric"]) for row in final}
+    run_ids = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in manifest["trials"]}
+    found = []
+    for each in manifest.get("measured", []):
+        folder, key = workspace.trials / each["hash"], (each["arm"], each["trial"])
+        if ending(folder) != "finished" or key not in run_ids:
+            continue
+        declare(read_record(folder).get("metrics", {}))
+        row = {"arm": each["arm"], "seed": each["seed"], "trial": each["trial"], "run_id": run_ids[key]}
+        for metric, value in read_json(folder / "result.json")["metrics"].items():
+            if (*key, metric) not in known:
+                known.add((*key, metric))
+                found.append({**row, "metric": metric, "value": value})
+    return found
 
 
 def _command(manifest: dict[str, Any], seeds: list[int]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import Metric, find_metric, metric_named
+from iar_study.evaluation.metrics import Metric, metric_named
 from iar_study.evidence.results import Results
 from iar_study.evidence.sequential import Look, look
 from iar_study.evidence.statistics import (
@@ -442,7 +442,7 @@ def _run(results: Results, arm: str) -> str:
 
 def _measured(results: Results, metric: str) -> str:
     """Return the key that `metric` means among what was measured."""
-    key = find_metric(metric, results.final["metric"])
+    key = results.find(metric)
     if key is None:
         raise InputError(f"{metric} was not measured")
     return key

@@ -1,4 +1,4 @@
-"""Run a trial. It trains, samples, measures and leaves a folder that tells all about it.
+"""Run a trial. It trains, or finds its training, samples, measures and leaves a folder that tells all about it.
 
 A trial of a study of near codes trains nothing: it replaces tokens by other codes and measures the pictures.
 """
@@ -8,64 +8,75 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
+from lightning_fabric import Fabric
 
 from iar_study.codebook import Rearrangement
-from iar_study.config import TrialConfig, flatten
+from iar_study.config import TrialConfig, flatten, training_identity
 from iar_study.data.codes import Codes
 from iar_study.errors import InputError
 from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
-from iar_study.generators.gpt import GPT, make_generator
-from iar_study.generators.sampling import generate
+from iar_study.generators.gpt import make_generator
 from iar_study.parts import edited
+from iar_study.pipeline.drawing import enough_kept
 from iar_study.pipeline.making import decode, facts
-from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, own_metrics, seen_by
-from iar_study.pipeline.stages import images_of, load_codes
-from iar_study.pipeline.trial import Busy, Trial
+from iar_study.pipeline.measurement import PROGRESS, Measurement
+from iar_study.pipeline.measuring import extractor_of, own_metrics, seen_by
+from iar_study.pipeline.stages import Shared, images_of, load_codes
+from iar_study.pipeline.trial import TRAINED_ON, Busy, Training, Trial
 from iar_study.pipeline.workspace import is_finished
-from iar_study.storage import Kept, load_arrays, read_json, replacing, save_arrays, unwritable, write_json
+from iar_study.storage import Kept, read_json, save_arrays, unwritable, write_json
 from iar_study.training.journal import Journal, read_journal
-from iar_study.training.parallel import collected, first_of, launch
+from iar_study.training.parallel import first_of, launch
 from iar_study.training.processes import n_processes, process_rank
 from iar_study.training.progress import Diverged
-from iar_study.training.train_gpt import PROGRESS, noise_seed, original_order, step_seed, train_gpt
-
-GRID_ROWS, GRID_COLUMNS = 10, 8
-"""Classes, the first ones, and pictures of each that a trial keeps for the sample grids."""
-
-SAMPLED_AT_ONCE = 100
-"""Samples that are drawn together, with noise of their own: what a GPU holds of XXL, and as fast as more on a CPU."""
+from iar_study.training.train_gpt import settle_torch, train_gpt
 
 
 def run_trial(trial: Trial, trials: Path) -> bool:
     """Run or resume a trial; return False when it was finished already. Under `torchrun` every process calls it.
 
-    The folder then holds trial.json (config, inputs, code, environment), journal.jsonl (curves), weights and codebook
-    in the arm's order, samples, and, written last, result.json: {"status": "finished" | "diverged", "metrics"}. One of
-    near codes has the curves over the rank r in its journal, and the pictures in place of samples.
+    Its training is run, or gone on with, unless it has ended; see `Measurement` for what is measured of it. The
+    training's folder holds training.json (config, inputs, code, environment), journal.jsonl, weights, the codebook in
+    the arm's order, the tokens of samples, and, written last, result.json: {"status": "finished" | "diverged"}. The
+    trial's holds trial.json, journal.jsonl (curves), pictures of samples, and result.json with the metrics. One of near
+    codes has the curves over the rank r in its journal, and the pictures in place of samples.
 
     Raises
     ------
-    Busy : another process is at work on it, or on the trial that it samples from.
+    Busy : another process is at work on it, or on its training.
     InputError : bad input, a full disk.
     """
-    if since := edited(trial.made_by):
+    made_by = {**trial.made_by, **(trial.training.made_by if trial.training else {})}
+    if since := edited(made_by):
         raise InputError(f"{', '.join(since)}: the file was edited since the run began; run it again")
-    folder = trial.folder(trials)
+    with _begun(trial.folder(trials), trial.config) as begun:
+        if begun and trial.training:
+            _measure(trial, trial.training, trials)
+        elif begun:
+            _replace_tokens(trial, trial.folder(trials))
+    return begun
+
+
+@contextmanager
+def _begun(folder: Path, config: TrialConfig) -> Iterator[bool]:
+    """Hold the lock of a folder, and tell whether there is something to do: whether it is not finished.
+
+    Raises `Busy` while another process holds it. The first of several processes decides for all.
+    """
     lock = FileLock(folder / "lock", timeout=0)
 
     def begin() -> bool:
-        """Take the lock, unless the trial is finished, which another process may have done just before."""
         if is_finished(folder):
             return False
         try:
@@ -75,53 +86,90 @@ def run_trial(trial: Trial, trials: Path) -> bool:
             raise Busy(f"{folder} is being written by another process; wait for it") from error
         except OSError as error:
             raise unwritable(folder, error) from error
-        return not is_finished(folder)
+        return not is_finished(folder)  # which another process may have done just before
 
     try:
-        # The first of several processes decides for all.
-        begun = begin() if n_processes() == 1 else first_of(launch(trial.config), begin)
-        if begun:
-            if trial.kind == "near-codes":
-                _replace_tokens(trial, folder)
-            elif trial.base is not None:
-                _sample(trial, trial.base, trials)
-            else:
-                _train(trial, folder)
+        yield begin() if n_processes() == 1 else first_of(launch(config), begin)
     finally:
         lock.release()
-    return begun
 
 
-def _train(trial: Trial, folder: Path) -> None:
-    config, shared = trial.config, trial.shared
+def _measure(trial: Trial, training: Training, trials: Path) -> None:
+    """Measure what a training leaves, while it goes on or from what it kept."""
+    config, folder, trained = trial.config, trial.folder(trials), training.folder(trials)
     fabric = launch(config)
-    codes, rearrangement = load_codes(shared), Rearrangement.load(shared.rearrangement)
+    settle_torch(config)
+    codes = load_codes(trial.shared)
+    measurement = Measurement(trial, training, trials, codes, fabric)
+    about = describe(trial, codes) if fabric.is_global_zero else {}
     if fabric.is_global_zero:
-        about = describe(trial, codes)
-        if any((folder / "checkpoints").glob("*.json")):  # what is done was done by these, and stays so
-            about["makers"] = read_json(folder / "trial.json").get("makers", {})
         write_json(folder / "trial.json", about)
-    measure = partial(sample_and_measure, trial, codes.class_names, folder)
+    ended: dict[str, Any] = {"status": "finished", "step": config.train.steps}
     try:
-        model = train_gpt(config, codes, rearrangement, Rearrangement.load(shared.judging), folder, measure, fabric)
+        # Of weights that are elsewhere, samples may be here.
+        if trial.kind == "sampling" and first_of(fabric, lambda: enough_kept(trained, config, trial.steps)):
+            measurement.follow(trial.steps, {}, None)
+        else:
+            ended = _train(training, trial.shared, codes, trained, about, fabric, measurement)
     except Diverged as error:
-        if fabric.is_global_zero:
-            write_json(folder / "result.json", {"status": "diverged", "step": error.step, "metrics": {}})
-            shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-        return
+        ended = {"status": "diverged", "step": error.step}
     if not fabric.is_global_zero:
         return
-    weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
-    save_arrays(folder / "weights.safetensors", weights)
-    codebook = rearrangement.rows(codes.codebook.vectors)
+    metrics = {}
+    if ended["status"] == "finished":
+        last = read_journal(folder / "journal.jsonl")[-1]["metrics"]
+        metrics = {name: value for name, value in last.items() if is_final(name)}
+    write_json(folder / "result.json", {**ended, "metrics": metrics})
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+
+
+def _train(
+    training: Training,
+    shared: Shared,
+    codes: Codes,
+    folder: Path,
+    about: dict[str, Any],
+    fabric: Fabric,
+    measurement: Measurement,
+) -> dict[str, Any]:
+    """Train what is not trained yet, let the measurement follow all of it, and return how the training has ended."""
+    config, arranged = training.config, Rearrangement.load(shared.rearrangement)
+    with _begun(folder, config) as begun:
+        if begun and fabric.is_global_zero:
+            _prepare(folder, training, codes, arranged, about)
+        for point in first_of(fabric, lambda: read_journal(folder / "journal.jsonl")):
+            measurement.follow(point["step"], point["metrics"], None)
+        if begun:
+            ended = {"status": "finished", "step": config.train.steps}
+            try:
+                train_gpt(config, codes, arranged, folder, measurement.follow, fabric)
+            except Diverged as error:
+                ended = {"status": "diverged", "step": error.step}
+            if fabric.is_global_zero:
+                write_json(folder / "result.json", ended)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return first_of(fabric, lambda: read_json(folder / "result.json"))
+
+
+def _prepare(folder: Path, training: Training, codes: Codes, arranged: Rearrangement, about: dict[str, Any]) -> None:
+    """Write what a training's folder tells, unless it goes on: what is done was done by its makers then."""
+    if any((folder / "checkpoints").glob("*.json")):
+        return
+    for tokens in folder.glob("tokens-*"):  # drawn elsewhere, with weights that are not these
+        tokens.unlink()
+    inputs = {name: training.inputs[name] for name in TRAINED_ON}
+    kept = {key: about[key] for key in ("seed", "data", "parameters", "code", "environment")}
+    settings = training_identity(training.config)
+    of_training = {"hash": training.hash, "makers": dict(training.made_by), "inputs": inputs, "config": settings}
+    write_json(folder / "training.json", {**kept, **of_training})
     save_arrays(
         folder / "codebook.safetensors",
-        {"codebook": codebook, "permutation": rearrangement.permutation, "boundaries": rearrangement.boundaries},
+        {
+            "codebook": arranged.rows(codes.codebook.vectors),
+            "permutation": arranged.permutation,
+            "boundaries": arranged.boundaries,
+        },
     )
-    last = read_journal(folder / "journal.jsonl")[-1]["metrics"]
-    metrics = {name: value for name, value in last.items() if is_final(name)}
-    write_json(folder / "result.json", {"status": "finished", "step": config.train.steps, "metrics": metrics})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _replace_tokens(trial: Trial, folder: Path) -> None:
@@ -158,109 +206,6 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)
 
 
-def _sample(trial: Trial, base: Trial, trials: Path) -> None:
-    """Sample from the GPT of `base`, which is trained first where it is not yet."""
-    run_trial(base, trials)
-    folder, ended = trial.folder(trials), base.folder(trials) / "result.json"
-    # The first of several processes has written it.
-    of_base = read_json(ended) if n_processes() == 1 else first_of(launch(trial.config), lambda: read_json(ended))
-    codes = load_codes(trial.shared)
-    metrics: dict[str, float] = {}
-    if of_base["status"] == "finished":
-        torch.set_num_threads(trial.config.compute.threads)
-        model = load_model(base.folder(trials), trial.config, len(codes.class_names), codes.grid)
-        metrics = sample_and_measure(trial, codes.class_names, folder, model, trial.steps)
-    if process_rank():
-        return
-    write_json(folder / "trial.json", describe(trial, codes))
-    if metrics:
-        Journal(folder / "journal.jsonl").write(trial.steps, metrics)
-    write_json(folder / "result.json", {**of_base, "metrics": metrics})
-    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-
-
-def weights_of(folder: Path) -> Path:
-    """Return the file of a finished trial's weights; raise `InputError` where it has none."""
-    path = folder / "weights.safetensors"
-    if not path.exists():
-        raise InputError(
-            f"trial {folder.name} has no weights here: it diverged, trained nothing, or was imported without them; "
-            f"where they are needed, remove {folder} and run its study again"
-        )
-    return path
-
-
-def load_model(folder: Path, config: TrialConfig, classes: int, grid: int) -> GPT:
-    """Return the GPT of a finished trial's folder, in the original order of the codes, on the trial's device."""
-    rearrangement = Rearrangement.load(folder / "codebook.safetensors")
-    model = make_generator(config.model, len(rearrangement.permutation), classes, grid)
-    weights = load_arrays(weights_of(folder))[0]
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    return original_order(model, rearrangement).to(config.compute.device).eval()
-
-
-def sample_and_measure(
-    trial: Trial, class_names: tuple[str, ...], folder: Path, model: GPT, step: int
-) -> dict[str, float]:
-    """Draw samples, classes in turn, keep the first of each class, and return their `family/extractor@count` metrics.
-
-    `model` indexes the original codebook, so with the same seed every arm samples with the same noise per code, at any
-    step. The processes share the samples out; the first one measures.
-    """
-    config, shared, device = trial.config.evaluation, trial.shared, trial.config.compute.device
-    parts = (torch.arange(config.samples) % len(class_names)).split(SAMPLED_AT_ONCE)
-    kept = Kept(folder / PROGRESS / f"drawn-{step}-{process_rank()}.safetensors")
-    drawn = {int(part): torch.from_numpy(tokens) for part, tokens in kept.arrays().items()}
-    for part in range(process_rank(), len(parts), n_processes()):
-        if part not in drawn:
-            drawn[part] = draw(model, trial.config, part, parts[part])
-            kept.offer(lambda: {str(part): tokens.numpy() for part, tokens in drawn.items()})
-    everyone: dict[int, torch.Tensor] = {}
-    for some in collected(drawn):
-        everyone |= some
-    if process_rank():
-        return {}
-    tokens = torch.cat([everyone[part] for part in range(len(parts))]).numpy().astype(np.int32)
-    shown = np.arange(min(len(class_names), GRID_ROWS))[:, None] + len(class_names) * np.arange(GRID_COLUMNS)
-    if shown.max() < len(tokens):
-        grid = decode(shared, tokens[shown.flatten()], device)
-        grid = grid.reshape(*shown.shape, *grid.shape[1:])
-        save_arrays(folder / "samples.safetensors", {"samples": grid})
-        save_grid(folder / "samples.png", grid)
-    if shared.classifier is None or shared.reference is None:
-        save_arrays(folder / "tokens.safetensors", {"tokens": tokens}, {"step": step})
-        return {}
-    extractor = extractor_of(trial.config, shared.classifier)
-    labels = torch.cat(parts).numpy()
-    pictures = decode(shared, tokens, device)
-    reference = load_reference(shared.reference)
-    return measure_pictures(pictures, labels, reference, extractor, shared.classifier, trial.config)
-
-
-def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
-    """Draw the tokens, int64 (b, T) on the CPU, of one part of a trial's samples, with its own noise; classes (b,)."""
-    device, seed = config.compute.device, noise_seed(config.seed, config.evaluation.noise)
-    sample = getattr(model, "sample", None) or partial(generate, model)  # one's own may not draw token by token
-    return sample(
-        classes.to(device),
-        cfg_scale=config.evaluation.guidance,
-        temperature=config.evaluation.temperature,
-        generator=torch.Generator(device).manual_seed(step_seed(seed, part)),
-    ).cpu()
-
-
-def save_grid(path: Path, grid: np.ndarray) -> None:
-    """Write uint8 (rows, columns, h, w, c) as one PNG; small pictures are enlarged."""
-    rows, columns, height, width, channels = grid.shape
-    scale = max(96 // height, 1)
-    sheet = grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
-    with replacing(path) as temporary:
-        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
-            temporary, format="PNG"
-        )
-
-
 def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
     """Return what a reader needs to trace a number: config, inputs, code and environment."""
     commit, dirty = code_version()
@@ -269,6 +214,7 @@ def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
         model = make_generator(trial.config.model, size, classes, codes.grid)
     return {
         "hash": trial.hash,
+        "training": trial.training.hash if trial.training else None,
         "seed": trial.seed,
         "config": flatten(trial.config),
         "inputs": trial.shared.digests,

@@ -1,7 +1,7 @@
 """What the content-addressed folders hold: who made what, who uses it, and what no study uses any more.
 
 A study uses what its manifest in runs/studies names: its trials, and all that these were made from. What else lies in
-runs/cache and runs/trials was left by earlier runs, and `prune` removes it.
+runs/cache, runs/trainings and runs/trials was left by earlier runs, and `prune` removes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from iar_study.errors import InputError, listed
-from iar_study.pipeline.workspace import PICTURES_OF, Workspace, read_record
+from iar_study.pipeline.workspace import PICTURES_OF, Workspace, read_record, trials_told
 from iar_study.storage import load_metadata, locked, read_json
 
 LEFTOVER = "leftover"
@@ -25,7 +25,7 @@ LEFTOVER = "leftover"
 
 KINDS = (
     *("tokenizer", "codes", "use", "classifier", "clustering", "reference", "exactness", "codebook", "features"),
-    *("pictures", "trial", LEFTOVER),
+    *("pictures", "training", "trial", LEFTOVER),
 )
 """Of what lies there, in the order that it is listed in; `features` are those of `iar-study evaluate`, `pictures` what
 `import` has of a reference."""
@@ -77,6 +77,7 @@ class _Use:
 
     study: str
     trials: frozenset[str]
+    """And trainings."""
     files: frozenset[str]
     """Names of files in the cache."""
     by_name: bool
@@ -95,14 +96,16 @@ def list_cache(workspace: Workspace) -> list[Product]:
 
     Raises `InputError` for a manifest that is damaged: what its study uses is then not known.
     """
-    trials = {path.name: _about_trial(path) for path in _visible(workspace.trials) if path.is_dir()}
+    trials = {path.name: _about(path / "trial.json") for path in _visible(workspace.trials) if path.is_dir()}
     inputs = {name: _inputs(about) for name, about in trials.items()}
     uses = [_use(path) for path in sorted(workspace.studies.glob("*.json"))]
+    made = [("trial", workspace.trials / name, about) for name, about in trials.items()]
+    made += [("training", path, _about(path / "training.json")) for path in _visible(workspace.trainings)]
     found = [
-        _product("trial", workspace.trials / name, about, (), [use.study for use in uses if name in use.trials])
-        for name, about in trials.items()
+        _product(kind, path, about, (), [use.study for use in uses if path.name in use.trials])
+        for kind, path, about in made
     ]
-    for folder in (workspace.cache, workspace.trials):
+    for folder in (workspace.cache, workspace.trainings, workspace.trials):
         found += [_product(LEFTOVER, path, {}, (), ()) for path in folder.glob(".*") if _is_leftover(path)]
     for path in _visible(workspace.cache):
         if path.name == LOCK:
@@ -154,7 +157,7 @@ def _remove(product: Product) -> bool:
         product.path.unlink(missing_ok=True)
         return True
     away = product.path
-    if product.kind == "trial":
+    if product.kind in ("training", "trial"):
         try:
             with FileLock(product.path / LOCK, timeout=0):
                 # Out of the way first, so that a kill leaves no trial that is half there.
@@ -192,9 +195,12 @@ def _about_product(path: Path) -> dict[str, Any]:
         return {} if path.is_dir() else {"damaged": str(error)}
 
 
-def _about_trial(folder: Path) -> dict[str, Any]:
+def _about(record: Path) -> dict[str, Any]:
+    """Return what a trial's or a training's record tells."""
     try:
-        return read_record(folder) if (folder / "trial.json").exists() else {}
+        if not record.exists():
+            return {}
+        return read_record(record.parent) if record.name == "trial.json" else read_json(record)
     except InputError as error:
         return {"damaged": str(error)}
 
@@ -206,6 +212,6 @@ def _inputs(about: dict[str, Any]) -> set[tuple[str, str]]:
 
 def _use(manifest: Path) -> _Use:
     about = read_json(manifest)
-    trials = {*(trial["hash"] for trial in about["trials"]), *about.get("bases", ())}
+    trials = {*(trial["hash"] for trial in trials_told(about)), *about.get("trainings", ())}
     files = {*about.get("products", ()), about.get("reference"), f"{PICTURES_OF}{about.get('reference')}"} - {None}
     return _Use(about["study"], frozenset(trials), frozenset(files), "products" in about)

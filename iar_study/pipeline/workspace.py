@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from iar_study.config import TrialConfig, flatten
+from iar_study.config import TrialConfig, flatten, with_settings
 from iar_study.errors import InputError
 
 
@@ -16,7 +16,8 @@ class Workspace:
     """The folders below one root.
 
     runs/cache       products shared by trials (tokenizer, codes, classifier, clusterings), named by content
-    runs/trials      one folder per trial, named by its hash
+    runs/trainings   one folder per training, named by its hash: weights, and the samples drawn with them
+    runs/trials      one folder per trial, named by its hash: what was measured of a training
     runs/studies     which trials the last run of a study asked for
     runs/again.json  names of what was made again since its makers' source changed
     runs/warnings.log  what libraries warned of
@@ -49,6 +50,10 @@ class Workspace:
     @property
     def trials(self) -> Path:
         return self.root / "runs" / "trials"
+
+    @property
+    def trainings(self) -> Path:
+        return self.root / "runs" / "trainings"
 
     @property
     def studies(self) -> Path:
@@ -124,11 +129,16 @@ def read_manifest(workspace: Workspace, study: str) -> dict[str, Any]:
     return manifest
 
 
+def trials_told(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the trials that a manifest names, and after them what was measured of their trainings later."""
+    return [*manifest["trials"], *manifest.get("measured", [])]
+
+
 def studies_made(workspace: Workspace, studies: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """Return the folders of the trials, and the products, that the last runs of studies asked for."""
     manifests = [read_manifest(workspace, study) for study in studies]
-    names = [name for each in manifests for name in (*(t["hash"] for t in each["trials"]), *each.get("bases", ()))]
-    folders = [workspace.trials / name for name in names]
+    folders = [workspace.trials / trial["hash"] for each in manifests for trial in trials_told(each)]
+    folders += [workspace.trainings / name for each in manifests for name in each.get("trainings", ())]
     return folders, [workspace.cache / name for manifest in manifests for name in manifest.get("products", ())]
 
 
@@ -158,8 +168,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     from iar_study.storage import read_json
 
     about = read_json(folder / "trial.json")
-    config = {**flatten(TrialConfig()), **about.get("config", {})}
+    # Weights were kept at the end alone, before there was a choice.
+    config = {**flatten(TrialConfig()), "train.kept": 1, **about.get("config", {})}
     return {**about, "config": {key: config[key] for key in sorted(config)}}  # in the order that they are stored in
+
+
+def config_of(record: Mapping[str, Any]) -> TrialConfig:
+    """Return the config of a trial, as `read_record` tells it, without settings that there were before."""
+    return with_settings(TrialConfig(), {key: record["config"][key] for key in flatten(TrialConfig())})
 
 
 def is_running(folder: Path) -> bool:

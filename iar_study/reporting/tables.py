@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import BUILT_IN, FIDELITY, Metric, find_metric, metric_named
+from iar_study.evaluation.metrics import BUILT_IN, FIDELITY, Metric, metric_named
 from iar_study.evidence.claims import Verdict
 from iar_study.evidence.results import Results
 from iar_study.evidence.rules import Row, percent, planned_looks
@@ -79,7 +79,7 @@ COLUMNS = 8
 
 def key_of(results: Results, name: str) -> str | None:
     """Return the key that `name`, a key or a family, has among what was measured; None if it was not."""
-    return find_metric(name, results.final["metric"])
+    return results.find(name)
 
 
 def headline(results: Results) -> list[tuple[Metric, str | None]]:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from iar_study.errors import InputError
-from iar_study.pipeline.workspace import Workspace, near_codes_trials, read_manifest
+from iar_study.pipeline.workspace import Workspace, near_codes_trials, read_manifest, trials_told
 from iar_study.running.status import status_of
 from iar_study.storage import digest, read_json
 
@@ -58,7 +58,7 @@ class Sources:
         if not all(trial.ended for trial in status_of(self.store, study)):
             return ""
         manifest = read_manifest(self.store, study)
-        folders = [self.store.trials / trial["hash"] for trial in manifest["trials"]]
+        folders = [self.store.trials / trial["hash"] for trial in trials_told(manifest)]
         records = [_sha256(folder / name) for folder in folders for name in RECORDS if (folder / name).exists()]
         return digest(self.writer, manifest, records, self.premise)
 

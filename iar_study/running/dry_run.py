@@ -10,7 +10,7 @@ from typing import Any, Literal
 from iar_study.config import ClusteringConfig, TrialConfig
 from iar_study.data.images import absent
 from iar_study.pipeline.stages import NotMade, Shared, Stages, check, stages_of
-from iar_study.pipeline.trial import Trial, trial_of
+from iar_study.pipeline.trial import Training, Trial, trial_of
 from iar_study.pipeline.workspace import Workspace, ending, is_running
 from iar_study.running.needs import same_trial
 from iar_study.storage import read_json
@@ -99,14 +99,14 @@ def look(
         if isinstance(shared, NotMade):
             first = first or missing or f"the {shared.kind} is to be made"
         else:
-            trial = trial_of(study, base, arm.name, seed, config, shared, frozen)
+            trial = trial_of(arm.name, seed, config, shared, study.kind, frozen)
 
         identity = trial.hash if trial else (study.kind, same_trial(config))
-        rows: list[tuple[str, Any, Trial | None]] = [(arm.name, identity, trial)]
+        rows: list[tuple[str, Any, Trial | Training | None]] = [(arm.name, identity, trial)]
         if study.kind == "sampling":
             trained = ("training", same_trial(replace(config, evaluation=base.evaluation)))
-            of_base = trial.base if trial else None
-            rows.insert(0, (f"GPT of {arm.name}", of_base.hash if of_base else trained, of_base))
+            training = trial.training if trial else None
+            rows.insert(0, (f"GPT of {arm.name}", training.hash if training else trained, training))
         for name, told, each in rows:
             same_as = known.setdefault(told, f"{study.name}: {name}")
             if name != arm.name and told in trained_here:
@@ -143,11 +143,14 @@ def _shared(stages: Stages) -> Shared | NotMade:
         return missing
 
 
-def _found(trial: Trial | None, name: str, seed: int, workspace: Workspace, same_as: str, also: str) -> FoundTrial:
+def _found(
+    trial: Trial | Training | None, name: str, seed: int, workspace: Workspace, same_as: str, also: str
+) -> FoundTrial:
     if trial is None:
         return FoundTrial(name, seed, "unknown", 0, None, same_as, also)
     folder = trial.folder(workspace.trials)
-    step = max((int(path.stem) for path in folder.glob("checkpoints/*.json")), default=0)
+    trained = trial.training.folder(workspace.trials) if isinstance(trial, Trial) and trial.training else folder
+    step = max((int(path.stem) for path in trained.glob("checkpoints/*.json")), default=0)
     # In this order: one that ends meanwhile is finished.
     running = is_running(folder)
     state: State = ending(folder) or ("running" if running else "goes on" if step else "new")

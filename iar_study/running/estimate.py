@@ -8,7 +8,6 @@ included. What trials share (tokenizer, classifier, clusterings) is not counted.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 from iar_study.config import TrialConfig, flatten, side_of
 from iar_study.generators import cost
 from iar_study.parts import built_in
-from iar_study.pipeline.workspace import Workspace
+from iar_study.pipeline.workspace import Workspace, config_of, read_record
 from iar_study.running.needs import GPUS, same_trial
 from iar_study.study.study import Profile, Study, trial_configs
 
@@ -90,7 +89,7 @@ def _parts(study: Study, profile: Profile, speeds: dict[Any, list[float]]) -> li
             continue
         if study.kind == "sampling":
             trained = replace(config, evaluation=base.evaluation)
-            parts.append(_part(("training", same_trial(trained)), trained, operations(trained), speeds))
+            parts.append(_part(("training", same_trial(trained)), trained, training_operations(trained), speeds))
             flops = _sampling(config, config.evaluation.samples)
         parts.append(_part((study.kind, same_trial(config)), config, flops, speeds))
     return parts
@@ -124,7 +123,7 @@ def operations(config: TrialConfig) -> int:
     """Return the operations of a trial: training, evaluation on held-out images and sampling."""
     model, train, evaluation = config.model, config.train, config.evaluation
     size, tokens = config.tokenizer.codebook_size, _tokens(config)
-    evaluated = math.ceil(train.steps / evaluation.every) * evaluation.images
+    evaluated = train.kept * evaluation.images
     sampling = _sampling(config, evaluation.sampled_times * evaluation.samples)
     return training_operations(config) + evaluated * cost.forward_flops(model, size, tokens) + sampling
 
@@ -174,14 +173,13 @@ def _tokens(config: TrialConfig) -> int:
 
 def _speeds(workspace: Workspace) -> dict[Any, list[float]]:
     """Return the operations a second of finished trainings here, by their shapes."""
-    from iar_study.config import with_settings
     from iar_study.errors import InputError
 
     found: dict[Any, list[float]] = {}
     results = sorted(workspace.trials.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in results[:LOOKED_AT]:
         try:
-            config = with_settings(TrialConfig(), json.loads((path.parent / "trial.json").read_text())["config"])
+            config = config_of(read_record(path.parent))
             seconds = _seconds(path.parent / "journal.jsonl", config.train.steps)
         except (InputError, OSError, ValueError, KeyError):
             continue  # of another version, or damaged; others tell as much

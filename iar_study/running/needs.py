@@ -259,8 +259,7 @@ def _cost(config: TrialConfig, data: Data, gpu: GPU, gpus: int, utilisation: flo
     size, images = config.tokenizer.codebook_size, train.steps * train.batch_size
     recompute = config.parallel.activation_checkpointing
     training = images * cost.training_flops(model, size, tokens, recompute)
-    validations = math.ceil(train.steps / evaluation.every)
-    validated = validations * min(evaluation.images, data.test_images)
+    validated = train.kept * min(evaluation.images, data.test_images)
     sampled = evaluation.sampled_times * evaluation.samples
     evaluating = validated * cost.forward_flops(model, size, tokens)
     sampling = sampled * cost.sampling_flops(model, size, tokens, evaluation.guidance != 1)
@@ -269,7 +268,7 @@ def _cost(config: TrialConfig, data: Data, gpu: GPU, gpus: int, utilisation: flo
     parameters = cost.n_parameters(model, size, data.classes)
     state = cost.state_bytes(parameters, train.ema > 0)
     pictures = min(PICTURES, evaluation.samples) * data.image_pixels**2 * data.channels
-    kept = cost.FLOAT32 * parameters + 4 * evaluation.samples * tokens + pictures
+    kept = train.kept * cost.FLOAT32 * parameters + 2 * sampled * tokens + pictures
     return Kind(
         arms=(),
         trials=1,

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from iar_study.config import TrialConfig, flatten
 from iar_study.data.images import absent
 from iar_study.errors import InputError
+from iar_study.pipeline.carried_over import carry_over
 from iar_study.pipeline.stages import NotMade, check, prepare, stages_of
 from iar_study.pipeline.trial import Trial, outdated, trial_of
 from iar_study.pipeline.workspace import Workspace, ending, is_finished
@@ -104,7 +105,7 @@ def run_study(
     plan = record(study, workspace.experiments)
     write_manifest = partial(_write_manifest, study, profile, base, settings or {}, workspace, plan)
     together = n_processes() > 1
-    trials = None if together else _all_finished(study, base, configs, workspace)
+    trials = None if together else _all_finished(study, configs, workspace)
     if trials is not None:
         _tell_outdated(trials, workspace, display)
     if trials is not None and holds_finished(store_uri(workspace), write_manifest(trials)):
@@ -119,7 +120,7 @@ def run_study(
         runs_them = make_executor("here" if together else executor, workspace.trials, base.compute, address)
         for _, _, config in configs:
             check(config)
-        make = partial(_prepare, study, base, configs, workspace, display, write_manifest)
+        make = partial(_prepare, study, configs, workspace, display, write_manifest)
         trials, finished = _in_first(base, make) if together else make()
         _tell_outdated(trials, workspace, display)
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
@@ -135,11 +136,11 @@ def run_study(
     _tell_ended(recorder, [trial for trial in trials if trial.hash in finished])
     outcome = Outcome(0, found, {})
     try:
-        with _Progress(pending, runs_them.at_once if pending else 0, workspace, recorder, display):
+        with Progress(pending, runs_them.at_once if pending else 0, workspace, recorder, display):
             if together:
                 outcome = _run_together(pending, found, workspace, recorder)
             elif pending:
-                outcome = _run_all(pending, found, runs_them, workspace, recorder, display, seed_done)
+                outcome = run_all(pending, found, runs_them, workspace, display, recorder.ended, seed_done)
     except BaseException:
         recorder.close(STOP_PATIENCE)
         raise
@@ -165,13 +166,14 @@ def _tell_ended(recorder: Recorder, trials: Sequence[Trial]) -> None:
 
 def _tell_outdated(trials: Sequence[Trial], workspace: Workspace, display: Display) -> None:
     products = [workspace.cache / name for trial in trials for name in trial.shared.products]
-    made = [*trials, *(trial.base for trial in trials if trial.base)]
-    if told := outdated([trial.folder(workspace.trials) for trial in made], products):
+    folders = [trial.folder(workspace.trials) for trial in trials]
+    folders += [trial.training.folder(workspace.trials) for trial in trials if trial.training]
+    if told := outdated(folders, products):
         display.say(told)
 
 
 def _all_finished(
-    study: Study, base: TrialConfig, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
+    study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]], workspace: Workspace
 ) -> list[Trial] | None:
     """Return the trials where all that they share is made and every one has ended; else None. Nothing is made."""
     if workspace.again or any(absent(data) for data in {config.data for _, _, config in configs}):
@@ -182,7 +184,7 @@ def _all_finished(
             shared = stages_of(config, frozen, lambda *_: None).shared()
         except (NotMade, InputError):  # of what does not fit, the checks will say more
             return None
-        trial = trial_of(study, base, arm.name, seed, config, shared, frozen)
+        trial = trial_of(arm.name, seed, config, shared, study.kind, frozen)
         # A report needs the products that tell no trials apart, too.
         made = all((workspace.cache / name).is_file() for name in shared.products)
         if not made or not is_finished(trial.folder(workspace.trials)):
@@ -193,16 +195,16 @@ def _all_finished(
 
 def _prepare(
     study: Study,
-    base: TrialConfig,
     configs: Sequence[tuple[Arm, int, TrialConfig]],
     workspace: Workspace,
     display: Display,
     write_manifest: Callable[[list[Trial]], object],
 ) -> tuple[list[Trial], set[str]]:
     """Make what trials share; return the trials, and the hashes of those that are finished."""
-    with _first_to_prepare(workspace, display):
+    with first_to_prepare(workspace, display):
+        carry_over(workspace)
         trials = [
-            trial_of(study, base, arm.name, seed, config, prepare(config, workspace, display.update), workspace)
+            trial_of(arm.name, seed, config, prepare(config, workspace, display.update), study.kind, workspace)
             for arm, seed, config in configs
         ]
         # While the lock still keeps `cache --prune` out, which leaves only what a manifest names.
@@ -218,7 +220,7 @@ def _in_first(base: TrialConfig, make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _first_to_prepare(workspace: Workspace, display: Display) -> Iterator[None]:
+def first_to_prepare(workspace: Workspace, display: Display) -> Iterator[None]:
     """Let one runner at a time make what trials share; the others then find it."""
     lock = FileLock(workspace.cache / "lock")
     try:
@@ -276,10 +278,15 @@ def _write_manifest(
             for trial in trials
         ],
         "reference": trials[0].shared.reference.name if trials[0].shared.reference else None,
-        # What `iar-study cache --prune` keeps: files of the cache, and trials that others sample from.
+        # What `iar-study cache --prune` keeps: files of the cache, and trainings.
         "products": sorted({name for trial in trials for name in trial.shared.products}),
-        "bases": sorted({trial.base.hash for trial in trials if trial.base}),
+        "trainings": sorted({trial.training.hash for trial in trials if trial.training}),
     }
+    asked_for = {trial["hash"] for trial in manifest["trials"]}
+    if measured := [each for each in before.get("measured", []) if each["trial"] in asked_for]:
+        manifest["measured"] = measured
+        for kept in ("products", "trainings"):  # of what was measured, too
+            manifest[kept] = sorted({*manifest[kept], *before[kept]})
     if manifest != before:
         write_json(path, manifest)
     return [trial["run_id"] for trial in manifest["trials"]]
@@ -291,14 +298,14 @@ def _since_when(plan: Mapping[str, Any] | None, before: Mapping[str, Any] | None
     return before if same else plan
 
 
-def _run_all(
+def run_all(
     trials: Sequence[Trial],
     found: int,
     executor: Executor,
     workspace: Workspace,
-    recorder: Recorder,
     display: Display,
-    seed_done: Callable[[], None],
+    ended: Callable[[Trial], None] = lambda _: None,
+    seed_done: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run trials to their ends; whatever stops this stops the executor, and all can be resumed."""
     left = Counter(trial.seed for trial in trials)
@@ -335,7 +342,7 @@ def _run_all(
                     found += 1
                 else:
                     trained += 1
-                recorder.ended(trial)
+                ended(trial)
                 left[trial.seed] -= 1
                 if not left[trial.seed] and left.total():
                     seed_done()
@@ -383,11 +390,11 @@ def _log_end(trial: Trial, workspace: Workspace, begun: int) -> str:
     return "".join(f"\n    {line}" for line in (f"{path}:", *lines[-SHOWN:])) if lines else ""
 
 
-class _Progress:
+class Progress:
     """While entered, follows the journals of trials: shows how far they are and tells the recorder what has grown."""
 
     def __init__(
-        self, trials: Sequence[Trial], at_once: int, workspace: Workspace, recorder: Recorder, display: Display
+        self, trials: Sequence[Trial], at_once: int, workspace: Workspace, recorder: Recorder | None, display: Display
     ) -> None:
         self.trials, self.at_once, self.recorder, self.display = trials, at_once, recorder, display
         self.paths = {trial.hash: trial.folder(workspace.trials) / "journal.jsonl" for trial in trials}
@@ -398,7 +405,7 @@ class _Progress:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         if self.trials:
             self._thread.start()
         return self
@@ -424,7 +431,8 @@ class _Progress:
             if size == self.sizes[trial.hash]:
                 continue
             self.sizes[trial.hash] = size
-            self.recorder.saw(trial)
+            if self.recorder:
+                self.recorder.saw(trial)
             with suppress(InputError, OSError):  # a damaged journal: its trial says so
                 journal = read_journal(path)
                 self.steps[trial.hash] = journal[-1]["step"] if journal else 0

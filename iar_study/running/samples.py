@@ -12,7 +12,8 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig, with_settings
+from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig
 from iar_study.data.images import Images, has_images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
 from iar_study.evaluation.features import Extractor, extract, load_extractor, with_channels
 from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure_fidelity, perfect_coverage
 from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
-from iar_study.generators.gpt import GPT
-from iar_study.pipeline.attempt import SAMPLED_AT_ONCE, draw, load_model, weights_of
+from iar_study.pipeline.carried_over import carry_over, training_of
+from iar_study.pipeline.drawing import drawn_tokens, sampling_model
 from iar_study.pipeline.measuring import load_classifier
 from iar_study.pipeline.stages import THREADS, classifier_product, images_of
-from iar_study.pipeline.workspace import Workspace, is_finished, read_record
+from iar_study.pipeline.workspace import Workspace, config_of, is_finished, read_record
 from iar_study.running.display import Display
 from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
 from iar_study.tokenizers.given import DECODED_AT_ONCE, decoded, load_tokenizer, tokenizer_digest
 from iar_study.tokenizers.vq import Tokenizer
+from iar_study.training.train_gpt import settle_torch
 
 KEPT_AT_ONCE = 5000
 """Pictures whose features are kept together: what a kill can cost."""
@@ -48,11 +50,13 @@ class FinishedTrial:
     Attributes
     ----------
     folder : its own, named by its hash.
+    trained : that of its training, which has the weights and the tokens of samples.
     described : the content of trial.json.
     config : its resolved config.
     """
 
     folder: Path
+    trained: Path
     described: dict[str, Any]
     config: TrialConfig
 
@@ -69,9 +73,9 @@ class FinishedTrial:
         [folder] = found
         if not is_finished(folder):
             raise InputError(f"trial {folder.name} is not finished; run its study again, and it goes on")
-        weights_of(folder)  # raises where there are none
+        carry_over(workspace)
         described = read_record(folder)
-        return cls(folder, described, with_settings(TrialConfig(), described["config"]))
+        return cls(folder, workspace.trainings / training_of(described), described, config_of(described))
 
     @property
     def hash(self) -> str:
@@ -81,10 +85,32 @@ class FinishedTrial:
     def classes(self) -> int:
         return self.described["data"]["classes"]
 
-    def model(self) -> GPT:
-        """Return the trained GPT, in the original order of the codes, on the trial's device."""
-        grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
-        return load_model(self.folder, self.config, self.classes, grid)
+    def tokens(self, count: int, progress_folder: Path, show: Any) -> np.ndarray:
+        """Return the tokens (count, T) of its first samples: those that are kept, and what is drawn to go on.
+
+        Raises `InputError` where some are to be drawn and the weights, or their kind of device, are not here.
+        """
+        asked = replace(self.config, evaluation=replace(self.config.evaluation, samples=count))
+        device, step = self.config.compute.device, self.config.train.steps
+
+        def model() -> Any:
+            if device == "cuda" and not torch.cuda.is_available():
+                raise InputError(
+                    f"trial {self.hash} drew its samples on a GPU, and torch finds none here; export where one is"
+                )
+            grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
+            return sampling_model(self.trained, asked, self.classes, grid, step)
+
+        settle_torch(self.config)
+        return drawn_tokens(
+            self.trained,
+            asked,
+            self.classes,
+            step,
+            model,
+            progress_folder,
+            show=partial(show, "drawing samples", detail=""),
+        )
 
     def tokenizer(self, workspace: Workspace) -> Tokenizer:
         """Return the tokenizer of the codes; raise `InputError` where it is gone, or another one in its place."""
@@ -131,21 +157,13 @@ def export_samples(
     if path.suffix != ".npz":
         raise InputError(f"samples are written as .npz, not to {path}; give a name that ends so")
     found = FinishedTrial.find(workspace, trial)
-    measured, compute = found.config.evaluation.samples, found.config.compute
-    count = measured if count is None else count
+    count = found.config.evaluation.samples if count is None else count
     if count < 1:
         raise InputError(f"{count} samples cannot be drawn; ask for 1 or more")
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"trial {found.hash} drew its samples on a GPU, and torch finds none here; export where one is"
-        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: the same bits each time
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True)
-
     tokenizer = found.tokenizer(workspace)
     with _parts(path) as parts:
-        tokens = _draw(found, count, parts, show)
+        tokens = found.tokens(count, parts, show)
         side = found.described["data"]["image_size"]
         labels = np.arange(count) % found.classes
         write_npz(path, _decode(found, tokenizer, tokens, show), count, (side, side, 3), labels)
@@ -153,9 +171,9 @@ def export_samples(
 
 
 def spans(measured: int, count: int, at_once: int) -> list[tuple[int, int]]:
-    """Return the samples (first, end) that are taken together: the trial's own as it took them, then the rest.
+    """Return the samples (first, end) that are decoded together: the trial's own as it took them, then the rest.
 
-    The noise of a sample depends on which others are drawn with it. So the last span may reach beyond `count`.
+    The last bits of a picture may depend on which others are decoded with it. The last span may reach beyond `count`.
 
     >>> spans(250, 350, 100)
     [(0, 100), (100, 200), (200, 250), (250, 350)]
@@ -163,21 +181,6 @@ def spans(measured: int, count: int, at_once: int) -> list[tuple[int, int]]:
     own = [(first, min(first + at_once, measured)) for first in range(0, measured, at_once)]
     rest = [(first, first + at_once) for first in range(measured, count, at_once)]
     return [span for span in own + rest if span[0] < count]
-
-
-def _draw(found: FinishedTrial, count: int, parts: Path, show: Any) -> np.ndarray:
-    """Return the tokens, int32 (count, T), of the samples, kept in `parts` as they are drawn."""
-    drawn = []
-    model: GPT | None = None
-    for part, (first, end) in enumerate(spans(found.config.evaluation.samples, count, SAMPLED_AT_ONCE)):
-        kept = parts / f"{found.hash}-{part:06}.safetensors"
-        if not kept.exists():
-            model = model or found.model()
-            tokens = draw(model, found.config, part, torch.arange(first, end) % found.classes)
-            save_arrays(kept, {"tokens": tokens.numpy().astype(np.int32)})
-        drawn.append(load_arrays(kept)[0]["tokens"])
-        show("drawing samples", min(end, count), count)
-    return np.concatenate(drawn)[:count]
 
 
 def _decode(found: FinishedTrial, tokenizer: Tokenizer, tokens: np.ndarray, show: Any) -> Iterator[np.ndarray]:

@@ -31,7 +31,7 @@ OF_A_TRAINED_TOKENIZER = tuple(
 )
 OF_IMAGES = ("classifier.", "evaluation.extractor", "evaluation.metrics")
 OF_A_GPT = (
-    *(f"evaluation.{name}" for name in ("every", "sampled_times", "guidance", "temperature", "noise")),
+    *(f"evaluation.{name}" for name in ("sampled_times", "guidance", "temperature", "noise")),
     *("model.", "loss.", "train.", "parallel.", "compute.precision", "compute.compile"),
 )
 """How the keys begin of what is read only where there are clusters, where the loss is `cluster`, where a tokenizer is
@@ -85,6 +85,11 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
     if own.strategy != "none" and own.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {own.n_clusters} exceeds the {size} codes")
     check_shape(config.model)
+    if config.train.kept % config.evaluation.sampled_times:
+        raise InputError(
+            f"evaluation.sampled_times = {config.evaluation.sampled_times} does not divide train.kept = "
+            f"{config.train.kept}: samples are drawn where weights are kept"
+        )
     if kind != "near-codes":
         check_loss(config.loss, 1 if own.strategy == "none" else own.n_clusters, size)
         check_parallel(config, processes)

@@ -68,7 +68,7 @@ ADVISORY_LOCK = 0x1A2_57D7
 ENDED = {"finished": "FINISHED", "diverged": "FAILED"}
 """How a trial has ended -> MLflow's own status, which knows no divergence: a run without its metrics is no success."""
 
-ARTIFACTS = ("samples.png", "codebook.safetensors", "predictions.safetensors", "replaced.safetensors", "trial.json")
+ARTIFACTS = ("samples.png", "predictions.safetensors", "replaced.safetensors", "trial.json")
 """Files of a trial's folder that its run shows."""
 
 NOTE = """{question}
@@ -306,6 +306,7 @@ class Tracker:
             "arm": trial.arm,
             "seed": str(trial.seed),
             "trial": trial.hash,
+            "training": about.get("training") or "",
             "status": "running",
             "code_commit": about["code"]["commit"],
             "code_dirty": str(about["code"]["dirty"]).lower(),
@@ -363,10 +364,20 @@ class Tracker:
             if not name.startswith("val/") and logged.steps.get(_name(name), -1) < result["step"]
         ]
         self._log_metrics(logged, [rest])
-        for name in ARTIFACTS:
-            if (folder / name).exists():
-                self.client.log_artifact(logged.id, str(folder / name))
+        trained = self.workspace.trainings / (read_json(folder / "trial.json").get("training") or "")
+        for path in [*(folder / name for name in ARTIFACTS), trained / "codebook.safetensors"]:
+            if path.exists():
+                self.client.log_artifact(logged.id, str(path))
         self._set_status(logged, ENDED[result["status"]], result["status"], ended)
+
+    def add(self, trial: Named, measured: Path) -> None:
+        """Log what was measured later of the training of a trial that has ended, in a folder like its own."""
+        logged, result = self._started(trial), measured / "result.json"
+        if logged is None or not result.exists():
+            return
+        found, at = read_json(result), int(result.stat().st_mtime * 1000)
+        new = {name: value for name, value in found["metrics"].items() if _name(name) not in logged.steps}
+        self._log_metrics(logged, [[Metric(_name(name), value, at, found["step"]) for name, value in new.items()]])
 
     def stop(self, trial: Named) -> None:
         """Say of a trial that shows as running, and no process is at work on, that it was stopped and can go on."""
@@ -601,6 +612,8 @@ def _fill_in_study(workspace: Workspace, path: Path) -> Tracker:
         else:
             tracker.sync(key)
             tracker.stop(key)
+    for each in manifest.get("measured", []):
+        tracker.add(Key(each["arm"], each["seed"], each["trial"]), workspace.trials / each["hash"])
     if all(is_finished(tracker.folder(key)) for key in keys):
         tracker.close(tracker.outcome(keys))
     elif not any(is_running(tracker.folder(key)) for key in keys):

@@ -17,7 +17,6 @@ from iar_study import parts
 from iar_study.codebook import Rearrangement
 from iar_study.config import SIMILAR, LossConfig, TrialConfig, check_loss
 from iar_study.errors import InputError
-from iar_study.evaluation.predictions import Judge
 from iar_study.generators.gpt import GPT
 from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
 from iar_study.losses.smoothing import (
@@ -83,10 +82,8 @@ class Objective(nn.Module):
         self.boundaries = torch.from_numpy(arranged.boundaries)
         self.codebook = torch.from_numpy(arranged.rows(codebook)).to(device)
 
-    def forward(
-        self, labels: Tensor, tokens: Tensor, judge: Judge | None, cluster_weight: float
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Return the loss to minimise, all of its terms by name, and with a `judge` its sums.
+    def forward(self, labels: Tensor, tokens: Tensor, cluster_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to minimise and all of its terms by name.
 
         Of labels (B,), tokens (B, T), and the weight of L_CCE in this step.
         """
@@ -103,7 +100,7 @@ class Objective(nn.Module):
         if self.name != "cluster":  # whatever another loss calls so
             tce, cce = token_and_cluster_cross_entropy(logits.detach(), tokens, self.boundaries)
             told |= {"token_nll": tce, "own_cluster_nll": cce}
-        return terms["loss"], told, judge.sums(logits.detach(), tokens) if judge else None
+        return terms["loss"], told
 
 
 def cluster_weight(config: TrialConfig, step: int) -> float:

@@ -8,9 +8,7 @@ any number of processes does the same, to the rounding of their sums.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +18,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from iar_study.codebook import Rearrangement
-from iar_study.config import TrainConfig, TrialConfig, identity
+from iar_study.config import TrainConfig, TrialConfig, times_of, training_identity
 from iar_study.data.batches import TokenBatches
 from iar_study.data.codes import Codes
-from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions, prediction_metrics
 from iar_study.generators.gpt import GPT, make_generator
-from iar_study.storage import Kept, save_arrays
+from iar_study.storage import save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
 from iar_study.training.objective import Objective, cluster_weight
-from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like, total
-from iar_study.training.progress import Diverged, Losses, Pace
+from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like
+from iar_study.training.progress import Losses, Pace
 from iar_study.training.signals import StopRequest
 
-Measure = Callable[[GPT, int], Mapping[str, float]]
-"""(model in the original order of the codes, step) -> metrics; every process is asked, the first one's count."""
+Follow = Callable[[int, Mapping[str, float], GPT | None], None]
+"""(step, what the journal gets of it, the model in the arm's order of codes where its weights are kept) is called in
+every process."""
 
 READERS = 2
 """Processes that read batches ahead for a GPT on a GPU."""
-
-
-PROGRESS = "progress"
-"""Folder, in the trial's, of what an evaluation or a measurement that goes on has so far; see `storage.Kept`."""
-
-EVALUATED_AT_ONCE = 250
-"""Images that are evaluated together; fewer where a part of a batch is smaller."""
 
 
 def step_seed(seed: int, step: int, *part: int) -> int:
@@ -83,10 +74,17 @@ def make_optimizer(model: GPT, config: TrainConfig, fused: bool = True) -> torch
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
 
 
-def sampled_steps(config: TrialConfig) -> set[int]:
-    """Return the steps after which samples are drawn: the ends of equal parts of the training."""
-    times = config.evaluation.sampled_times
-    return {max(config.train.steps * k // times, 1) for k in range(1, times + 1)}
+def weights_file(folder: Path, step: int) -> Path:
+    """Return where a training keeps the weights that it had after so many steps."""
+    return folder / f"weights-{step:09d}.safetensors"
+
+
+def settle_torch(config: TrialConfig) -> None:
+    """Let torch compute as trials do: with their threads, and the same bits each time."""
+    torch.set_num_threads(config.compute.threads)
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads what it has not written; to fill it with NaN takes 7 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class Training:
@@ -116,13 +114,10 @@ class Training:
         self.share = slice(self.first_part * self.size, (self.first_part + self.parts) * self.size)
         self.objective.train()
 
-    def step(
-        self, step: int, labels: Tensor, tokens: Tensor, judge: Judge | None
-    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
+    def step(self, step: int, labels: Tensor, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Take 0-based `step` on this process's labels (B,) and tokens (B, T).
 
-        Returns the terms of the loss by name, the judge's sums, both of this process, and the gradient's norm before
-        clipping.
+        Returns the terms of the loss by name, of this process, and the gradient's norm before clipping.
         """
         config, several = self.config, self.fabric.world_size > 1
         seed = noise_seed(config.seed, config.train.noise)
@@ -130,22 +125,18 @@ class Training:
         dropped = torch.rand(config.train.batch_size, generator=noise)[self.share] < config.model.class_dropout
         labels = torch.where(dropped, self.model.cls_embedding.n_classes, labels)
         weight = cluster_weight(config, step)
-        told, sums = [], []
+        told = []
         for part, (some_labels, some_tokens) in enumerate(
             zip(labels.split(self.size), tokens.split(self.size), strict=True), start=1
         ):
             # 1 stands for the augmentations, see `TokenBatches`.
             self._seed(step_seed(seed, step, 1 + self.first_part + part))
             with self.fabric.no_backward_sync(self.objective, enabled=several and part < self.parts):
-                loss, of_part, judged = self.objective(
-                    some_labels.to(self.fabric.device),
-                    some_tokens.to(self.fabric.device, non_blocking=True),
-                    judge,
-                    weight,
+                loss, of_part = self.objective(
+                    some_labels.to(self.fabric.device), some_tokens.to(self.fabric.device, non_blocking=True), weight
                 )
                 self.fabric.backward(loss / self.parts)
             told.append(of_part)
-            sums.append(judged)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step)
         norm = self.fabric.clip_gradients(
@@ -155,8 +146,7 @@ class Training:
         self.stepper.step()
         self.optimizer.zero_grad()
         self._update_average(step)
-        terms = {name: torch.stack([of_part[name] for of_part in told]).mean() for name in told[0]}
-        return terms, torch.stack(sums).sum(0) if judge else None, norm
+        return {name: torch.stack([of_part[name] for of_part in told]).mean() for name in told[0]}, norm
 
     def _seed(self, seed: int) -> None:
         """Seed what this device draws from; `torch.manual_seed` looks at all kinds of devices, for 0.1 ms a step."""
@@ -215,23 +205,20 @@ def train_gpt(
     config: TrialConfig,
     codes: Codes,
     rearrangement: Rearrangement,
-    judging: Rearrangement,
     folder: Path,
-    measure: Measure | None = None,
+    follow: Follow = lambda *_: None,
     fabric: Fabric | None = None,
 ) -> GPT:
-    """Train a trial's model, going on from the newest checkpoint in `folder`, and return it in evaluation mode.
+    """Train a model, going on from the newest checkpoint in `folder`, and return it in evaluation mode.
 
-    With `train.ema` the model that is evaluated, measured and returned has the moving average of the weights.
+    With `train.ema` the model that is kept, followed and returned has the moving average of the weights.
 
     Parameters
     ----------
     codes : the tokens, in the original order of the codes.
     rearrangement : the order and the clusters that this arm trains with.
-    judging : the clusters that `val/*` metrics are measured by, alike for every arm.
-    folder : receives `journal.jsonl`, `checkpoints/` and, at the end, `predictions.safetensors`: the `val/*` metrics
-        by position in the image.
-    measure : is asked for the metrics of samples, `evaluation.sampled_times` times.
+    folder : receives `journal.jsonl`, `checkpoints/` and, `train.kept` times, the weights (see `weights_file`).
+    follow : is told each point of the journal, when it is written.
 
     Raises
     ------
@@ -241,14 +228,11 @@ def train_gpt(
     """
     settings = config.train
     fabric = fabric or launch(config)
-    torch.set_num_threads(config.compute.threads)
-    torch.use_deterministic_algorithms(True)
-    # Nothing here reads what it has not written; to fill it with NaN takes 7 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    settle_torch(config)
     training = Training(fabric, config, codes, rearrangement)
     precision = fabric.strategy.precision
     journal = Journal(folder / "journal.jsonl") if fabric.is_global_zero else None
-    checkpoints = Checkpoints(folder / "checkpoints", identity(config))
+    checkpoints = Checkpoints(folder / "checkpoints", training_identity(config))
     first, losses = 0, Losses(fabric)
     if found := first_of(fabric, checkpoints.newest):
         path, state = found
@@ -261,49 +245,35 @@ def train_gpt(
     batches = TokenBatches(codes, rearrangement, settings.batch_size, seed, training.share).from_step(
         first, settings.steps, workers=READERS if on_gpu else 0, pin=on_gpu
     )
-    judge = Judge(judging, rearrangement, codes.codebook.vectors, fabric.device)
-    evaluate = _evaluation(fabric, config, codes, rearrangement, judge)
-    to_sample = sampled_steps(config) if measure is not None else set()
+    to_keep = times_of(settings.steps, settings.kept)
     pace = Pace(first, settings.steps, fabric.device)
     with StopRequest() as stop:
         for step, (tokens, labels) in enumerate(pace.batches(batches), start=first):
             done = step + 1
-            last = done == settings.steps
-            logging = done % settings.log_every == 0 or last
-            of_step, judged, grad_norm = training.step(step, labels, tokens, judge if logging else None)
+            of_step, grad_norm = training.step(step, labels, tokens)
             losses.unseen.append(of_step)
             pace.tokens += fabric.world_size * tokens.numel()
 
-            evaluating = done % config.evaluation.every == 0 or last
-            sampling = done in to_sample
+            keeping = done in to_keep
+            logging = done % settings.log_every == 0 or keeping
             # Several processes must stop at the same step: they ask each other now and then only.
             stopping = stop.agreed(fabric) if logging or fabric.world_size == 1 else 0
-            saving = done % settings.checkpoint_every == 0 or last or stopping
+            saving = done % settings.checkpoint_every == 0 or done == settings.steps or stopping
             # By the clock, too: several processes' clocks would not agree.
             saving = saving or (fabric.world_size == 1 and checkpoints.due.now())
-            if not (logging or evaluating or sampling or saving):
+            if not (logging or saving):
                 continue
 
             losses.settle(done)
-            metrics: dict[str, float] = {}
-            if judged is not None:
-                metrics |= prediction_metrics(total(fabric, judged), "train") | pace.metrics(done)
-                metrics |= {f"train/{name}": mean for name, mean in losses.means().items()}
-                metrics["train/grad_norm"] = float(gathered(grad_norm))
-                metrics["train/lr"] = learning_rate(settings, step)
-            if evaluating or sampling:
-                kept = Kept(folder / PROGRESS / f"evaluated-{done}-{fabric.global_rank}.safetensors")
-                found_here, sums = evaluate(training.evaluated_model(), kept=kept)
-                metrics |= found_here
-                if last and journal is not None:
-                    save_arrays(folder / "predictions.safetensors", by_position(sums))
-                if not math.isfinite(metrics["val/token_nll"]):
-                    raise Diverged(done)
-            if measure is not None and sampling:
-                metrics |= measure(original_order(training.evaluated_model(), rearrangement), done)
-            if journal is not None and metrics:
-                journal.write(done, metrics)
-                shutil.rmtree(folder / PROGRESS, ignore_errors=True)  # its result is written
+            if logging:
+                metrics = {f"train/{name}": mean for name, mean in losses.means().items()} | pace.metrics(done)
+                metrics |= {"train/grad_norm": float(gathered(grad_norm)), "train/lr": learning_rate(settings, step)}
+                model = training.evaluated_model() if keeping else None
+                if journal is not None:
+                    if model is not None:  # first: what the journal tells of is there
+                        save_arrays(weights_file(folder, done), _arrays(model))
+                    journal.write(done, metrics)
+                follow(done, metrics, model)
             if saving:
                 tensors = training.tensors()
                 state = {"step": done, "sums": losses.sums, "count": losses.count, "precision": precision.state_dict()}
@@ -315,20 +285,8 @@ def train_gpt(
     return training.evaluated_model()
 
 
-def _evaluation(
-    fabric: Fabric, config: TrialConfig, codes: Codes, rearrangement: Rearrangement, judge: Judge
-) -> Callable[..., tuple[dict[str, float], Tensor]]:
-    """Return what measures a model on this process's share of the held-out images, and adds up over all."""
-    held_out = slice(fabric.global_rank, config.evaluation.images, fabric.world_size)
-    return partial(
-        evaluate_predictions,
-        labels=torch.from_numpy(codes.test_labels[held_out]).to(fabric.device),
-        tokens=torch.from_numpy(rearrangement.tokens(codes.test_tokens[held_out])).long().to(fabric.device),
-        own=torch.from_numpy(rearrangement.boundaries),
-        judge=judge,
-        total=partial(total, fabric),
-        images_at_once=min(config.train.micro_batch or EVALUATED_AT_ONCE, EVALUATED_AT_ONCE),
-    )
+def _arrays(model: GPT) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
 
 
 def original_order(model: GPT, rearrangement: Rearrangement) -> GPT:

@@ -82,7 +82,7 @@ def train(config: TrialConfig, codes: Codes, clusters: Rearrangement) -> tuple[f
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "tensors", watched(Training.tensors))
         patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
-        train_gpt(config, codes, clusters, clusters, Path(folder))
+        train_gpt(config, codes, clusters, Path(folder))
         points = read_journal(Path(folder) / "journal.jsonl")
     return sum(spent), [point["metrics"]["speed/data_wait_share"] for point in points]
 
@@ -101,8 +101,8 @@ def test_trainer_beside_a_bare_loop(benchmark, monkeypatch, preset, vocabulary, 
     config = TrialConfig(
         model=PRESETS[preset],
         loss=LossConfig(1.0),
-        train=TrainConfig(steps=steps, batch_size=batch),
-        evaluation=EvaluationConfig(every=10 * steps, images=1),
+        train=TrainConfig(steps=steps, batch_size=batch, kept=1),
+        evaluation=EvaluationConfig(images=1),
     )
     for name, value in WORKER_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

@@ -24,7 +24,7 @@ SMALL = {
     "train.checkpoint_every": 5,
     "tokenizer.steps": 20,
     "classifier.steps": 20,
-    "evaluation.every": 5,
+    "train.kept": 2,
     "evaluation.images": 60,
     "evaluation.samples": 100,
     "evaluation.sampled_times": 1,

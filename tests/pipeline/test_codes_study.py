@@ -20,7 +20,7 @@ from tests.workspaces import encode_digits, make_workspace
 SMALL = {
     "train.steps": 20,
     "train.log_every": 10,
-    "evaluation.every": 10,
+    "train.kept": 2,
     "evaluation.images": 100,
     "evaluation.samples": 80,
     "evaluation.sampled_times": 2,

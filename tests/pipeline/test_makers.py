@@ -35,9 +35,9 @@ from iar_study.running.runner import run_study
 from iar_study.storage import read_json, write_json
 from iar_study.study.study import load_profile, load_study
 from iar_study.training.train_classifier import train_classifier
-from iar_study.training.train_gpt import initial_model, train_gpt
+from iar_study.training.train_gpt import initial_model
 from iar_study.training.train_tokenizer import encode_images, train_tokenizer
-from tests.training.small import CLUSTERS, curves, make_codes, make_config
+from tests.training.small import CLUSTERS, curves, make_codes, make_config, train
 
 POINTS = np.random.default_rng(0).normal(size=(48, 3))
 LOGITS = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 16)))
@@ -76,7 +76,7 @@ def ordered(name):
 
 def trained():
     with TemporaryDirectory() as folder:
-        model = train_gpt(make_config(), make_codes(), CLUSTERS, CLUSTERS, Path(folder))
+        model = train(make_config(), make_codes(), CLUSTERS, Path(folder))
         return [size_of(model), curves(Path(folder))[-1][1]["train/token_nll"]]
 
 
@@ -173,7 +173,7 @@ def test_a_maker_makes_what_its_version_says(work, expected):
 
 SMALL = {
     **{"tokenizer.steps": 20, "classifier.steps": 20, "train.steps": 4, "train.warmup_steps": 0, "model.layers": 1},
-    **{"evaluation.images": 40, "evaluation.samples": 40, "evaluation.sampled_times": 1, "evaluation.every": 4},
+    **{"evaluation.images": 40, "evaluation.samples": 40, "evaluation.sampled_times": 1, "train.kept": 1},
 }
 
 
@@ -263,40 +263,28 @@ def test_an_edited_metric_is_told_and_measured_anew_on_demand(run, workspace, mo
     assert outdated(*studies_made(workspace, ["components"])) == ""
 
 
-def test_a_trial_from_when_its_name_told_how_often_it_logs_is_found(run, workspace):
-    assert run()[0] == (3, 0)
-    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
-    config = with_settings(profile.config, SMALL)
-    shared = prepare(config, workspace, lambda *_: None)
-    trial = trial_of(study, config, "baseline", 0, config, shared, workspace)
-    assert trial.before != trial.plain == trial.hash
-    trial.folder(workspace.trials).rename(workspace.trials / trial.before)
-    found = trial_of(study, config, "baseline", 0, config, shared, workspace)
-    assert found.hash == trial.before
-    assert run()[0] == (0, 3)
-
-
 def test_a_training_that_was_begun_by_another_source_tells_so_and_begins_anew_on_demand(workspace, monkeypatch):
     study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
     config = with_settings(profile.config, SMALL)
     shared = prepare(config, workspace, lambda *_: None)
 
     def trial(again=False):
-        return trial_of(study, config, "baseline", 0, config, shared, replace(workspace, again=again))
+        return trial_of("baseline", 0, config, shared, study.kind, replace(workspace, again=again))
 
-    begun = trial()
+    begun = trial().training
     folder = begun.folder(workspace.trials)
-    write_json(folder / "trial.json", {"makers": dict(begun.made_by)})
+    write_json(folder / "training.json", {"makers": dict(begun.made_by)})
     assert outdated([folder], []) == ""
     other(monkeypatch, "training", **EDITED)
-    assert "1 trial made by another source of: training;" in outdated([folder], [])
-    assert trial().hash == begun.hash
+    assert "1 training made by another source of: training;" in outdated([folder], [])
+    assert trial().training.hash == begun.hash
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "000002.json").write_text("{}")
+    (folder / "codebook.safetensors").touch()
     run_trial(trial(), workspace.trials)
-    assert read_json(folder / "trial.json")["makers"] == begun.made_by  # it went on from what the first source did
-    assert trial(again=True).hash != begun.hash
-    assert trial().hash == trial(again=True).hash
+    assert read_json(folder / "training.json")["makers"] == begun.made_by  # it went on from what the first source did
+    assert trial(again=True).training.hash != begun.hash
+    assert trial().training.hash == trial(again=True).training.hash
 
 
 def test_of_samples_the_training_is_told_too(workspace, monkeypatch, capsys):
@@ -311,7 +299,7 @@ def test_of_samples_the_training_is_told_too(workspace, monkeypatch, capsys):
     assert run() == []
     other(monkeypatch, "loss cluster", **EDITED)
     (told,) = run()
-    assert told.startswith("1 trial made by another source of: loss cluster;")
+    assert told.startswith("1 training made by another source of: loss cluster;")
     assert outdated(*studies_made(workspace, ["guidance"])) == told
 
 

@@ -27,7 +27,7 @@ SMALL = {
     "classifier.steps": 20,
     "train.steps": 10,
     "train.log_every": 5,
-    "evaluation.every": 5,
+    "train.kept": 2,
     "evaluation.images": 50,
     "evaluation.samples": 40,
     "evaluation.sampled_times": 1,

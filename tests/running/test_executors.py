@@ -41,11 +41,11 @@ SMALL = {
     "train.steps": 60,
     "train.log_every": 5,
     "train.checkpoint_every": 5,
-    "evaluation.every": 20,
+    "train.kept": 3,
     "evaluation.images": 100,
     "evaluation.samples": 100,
 }
-ENDLESS = {**SMALL, "train.steps": 100_000, "train.checkpoint_every": 100_000, "evaluation.every": 100_000}
+ENDLESS = {**SMALL, "train.steps": 100_000, "train.checkpoint_every": 100_000, "train.kept": 1}
 ARMS = ["baseline", "iar"]
 
 

@@ -44,7 +44,7 @@ SMALL = {
     "classifier.steps": 30,
     "train.steps": 20,
     "train.log_every": 10,
-    "evaluation.every": 10,
+    "train.kept": 2,
     "evaluation.images": 100,
     "evaluation.samples": 100,
 }
@@ -343,7 +343,7 @@ def test_a_stopped_run_saves_its_trials_says_one_line_and_goes_on(number, code, 
     """The signal reaches the runner alone, as from a batch system; it passes it on to its workers."""
     workspace.cache.parent.mkdir()
     workspace.cache.symlink_to(done[0].cache)
-    settings = {**SMALL, "train.steps": 400, "train.checkpoint_every": 1000, "evaluation.every": 1000}
+    settings = {**SMALL, "train.steps": 400, "train.checkpoint_every": 1000, "train.kept": 1}
     given = ["run", "components", "--profile", "smoke", "--seeds", "0", "--arms", "baseline", "iar", "--set"]
     given += [f"{key}={value}" for key, value in settings.items()]
     told = workspace.root / "told"

@@ -36,7 +36,7 @@ SMALL = {
     "classifier.steps": 60,
     "train.steps": 20,
     "train.log_every": 10,
-    "evaluation.every": 10,
+    "train.kept": 2,
     "evaluation.images": 100,
     "evaluation.samples": MEASURED,
     "evaluation.sampled_times": 1,

@@ -25,7 +25,7 @@ SHORT: dict[str, Any] = {
     "train.steps": 8,
     "train.warmup_steps": 2,
     "train.log_every": 2,
-    "evaluation.every": 4,
+    "train.kept": 2,
     "evaluation.images": 60,
     "evaluation.samples": 40,
     "evaluation.sampled_times": 1,

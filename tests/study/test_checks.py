@@ -130,7 +130,7 @@ def test_of_the_arms_that_are_asked_for_one_must_read_it(arm, key):
         ("components", {"model": "B", "model.layers": "3"}),
         ("components", {**CODES, "tokenizer.patch": "4", "data.image_size": "16"}),
         ("loss-variants", {"loss.first_weight": "0.5", "loss.coarse_clusters": "2"}),  # of some arms
-        ("guidance", {"evaluation.samples": "100", "evaluation.every": "5", "evaluation.sampled_times": "1"}),
+        ("guidance", {"evaluation.samples": "100", "train.kept": "2", "evaluation.sampled_times": "1"}),
         ("code-distance", {"clustering.n_clusters": "4", "evaluation.images": "20", "tokenizer.steps": "20"}),
         ("cluster-count", {"tokenizer.codebook_size": "128"}),
         ("learning-rate", {"train.lr": "1e-3"}),

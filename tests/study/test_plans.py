@@ -42,7 +42,7 @@ study = Study(
 """
 SMALL = [
     *("tokenizer.steps=20", "classifier.steps=20", "train.steps=10", "train.warmup_steps=0", "train.log_every=10"),
-    *("evaluation.every=10", "evaluation.images=60", "evaluation.samples=80", "evaluation.sampled_times=1"),
+    *("train.kept=1", "evaluation.images=60", "evaluation.samples=80", "evaluation.sampled_times=1"),
 ]
 
 

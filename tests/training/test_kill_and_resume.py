@@ -14,7 +14,7 @@ import pytest
 from tests import forked
 from tests.training.small import curves, main, weights
 
-SETTINGS = ["train.steps=400", "train.checkpoint_every=20", "train.log_every=10", "evaluation.every=50"]
+SETTINGS = ["train.steps=400", "train.checkpoint_every=20", "train.log_every=10", "train.kept=8"]
 
 
 def start(folder: Path, *settings: str, at_sigint: Any = signal.default_int_handler) -> multiprocessing.Process:

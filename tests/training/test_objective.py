@@ -14,8 +14,8 @@ from iar_study.errors import InputError
 from iar_study.losses.cluster_cross_entropy import token_and_cluster_cross_entropy
 from iar_study.training import train_gpt as gpt
 from iar_study.training.objective import SIMILAR, Objective, check_loss, cluster_weight
-from iar_study.training.train_gpt import initial_model, train_gpt
-from tests.training.small import CLUSTERS, VOCABULARY, curves
+from iar_study.training.train_gpt import initial_model
+from tests.training.small import CLUSTERS, VOCABULARY, curves, train
 
 UNEQUAL = Rearrangement.from_labels(np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 0, 1, 2, 2]))
 
@@ -39,12 +39,12 @@ of_every_variant = pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIAN
 class Plain(Objective):
     """L_TCE + lambda * L_CCE and nothing else, as the objective was before it had variants."""
 
-    def forward(self, labels, tokens, judge, cluster_weight):
+    def forward(self, labels, tokens, cluster_weight):
         logits = self.model(labels, tokens[:, :-1])
         tce, cce = token_and_cluster_cross_entropy(logits, tokens, self.boundaries)
         loss = tce + cluster_weight * cce
         told = {"token_nll": tce.detach(), "own_cluster_nll": cce.detach(), "loss": loss.detach()}
-        return loss, told, judge.sums(logits.detach(), tokens) if judge else None
+        return loss, told
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ class Plain(Objective):
 )
 def test_by_default_it_is_the_loss_of_iar_to_the_bit(settings, codes, config, tmp_path, monkeypatch):
     config = with_settings(config, settings)
-    ours = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "ours")
+    ours = train(config, codes, CLUSTERS, tmp_path / "ours")
     monkeypatch.setattr(gpt, "Objective", Plain)
-    plain = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path / "plain")
+    plain = train(config, codes, CLUSTERS, tmp_path / "plain")
     assert curves(tmp_path / "ours") == curves(tmp_path / "plain")
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name
@@ -104,7 +104,7 @@ def test_a_variant_is_what_its_definition_says(loss, arranged, codes, config):
     objective = Objective(model, loss, arranged, codes.codebook.vectors, torch.device("cpu"))
     labels = torch.from_numpy(codes.train_labels[:20])
     tokens = torch.from_numpy(arranged.tokens(codes.train_tokens[:20, 0])).long()
-    found, told, judged = objective(labels, tokens, None, 1.7)
+    found, told = objective(labels, tokens, 1.7)
     logits = model(labels, tokens[:, :-1])
     expected = by_definition(logits, tokens, loss, 1.7, arranged, codes.codebook.vectors)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # the shares of a spread are float32
@@ -119,13 +119,12 @@ def test_a_variant_is_what_its_definition_says(loss, arranged, codes, config):
     for name, value in {"token_nll": tce, "own_cluster_nll": cce, "loss": found}.items():
         torch.testing.assert_close(told[name], value.float())
         assert not told[name].requires_grad
-    assert judged is None
 
 
 @of_every_variant
 def test_what_is_told_is_what_is_minimised_and_what_is_measured_is_plain(loss, codes, config, tmp_path):
     config = with_settings(replace(config, loss=loss), {"train.log_every": 1, "train.steps": 12, "train.ema": 0.0})
-    model = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path)
+    model = train(config, codes, CLUSTERS, tmp_path)
     points = curves(tmp_path)
     assert len(points) == 12
     if not loss.smoothing and not loss.coarse_weight:
@@ -147,10 +146,10 @@ def test_what_is_told_is_what_is_minimised_and_what_is_measured_is_plain(loss, c
 def test_it_goes_on_from_a_checkpoint_to_the_same_bits(loss, codes, config, tmp_path):
     """From step 32, two steps after a point of the journal and eight before the end."""
     config = with_settings(replace(config, loss=loss), {"train.checkpoint_every": 8})
-    whole = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path)
+    whole = train(config, codes, CLUSTERS, tmp_path)
     before = curves(tmp_path)
     max(tmp_path.glob("checkpoints/*.json")).unlink()
-    again = train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path)
+    again = train(config, codes, CLUSTERS, tmp_path)
     assert curves(tmp_path) == before
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -161,7 +160,7 @@ def test_a_variant_is_another_training(loss, codes, config, tmp_path):
     config = with_settings(config, {"train.steps": 5})
     points = []
     for name, each in {"iar": LossConfig(loss.cluster_weight), "variant": loss}.items():
-        train_gpt(replace(config, loss=each), codes, CLUSTERS, CLUSTERS, tmp_path / name)
+        train(replace(config, loss=each), codes, CLUSTERS, tmp_path / name)
         points.append(curves(tmp_path / name)[-1][1])
     assert points[0]["val/token_nll"] != points[1]["val/token_nll"]
 
@@ -170,7 +169,7 @@ def test_a_variant_is_another_training(loss, codes, config, tmp_path):
 def test_half_precision_trains_the_variants_too(precision, codes, config, tmp_path):
     loss = LossConfig(1.0, schedule="linear", smoothing=0.1, smoothing_over="similar", coarse_weight=0.5)
     config = with_settings(replace(config, loss=loss), {"compute.precision": precision, "train.steps": 10})
-    train_gpt(config, codes, CLUSTERS, CLUSTERS, tmp_path)
+    train(config, codes, CLUSTERS, tmp_path)
     last = curves(tmp_path)[-1][1]
     assert last["val/token_nll"] < math.log(VOCABULARY) + 0.1
     assert math.isfinite(last["train/loss"])
@@ -203,7 +202,7 @@ def test_schedules_that_end_in_opposite_places_weigh_the_same_on_average(schedul
 def test_up_to_a_step_of_the_weight_nothing_differs(codes, config, tmp_path):
     late = replace(config, loss=LossConfig(2.0, schedule="step"))
     for name, each in {"none": config, "late": late}.items():
-        train_gpt(each, codes, CLUSTERS, CLUSTERS, tmp_path / name)
+        train(each, codes, CLUSTERS, tmp_path / name)
     for (step, a), (_, b) in zip(curves(tmp_path / "none"), curves(tmp_path / "late"), strict=True):
         of_loss = [key for key in a if key.endswith("/token_nll")]
         assert all((a[key] == b[key]) == (step <= 20) for key in of_loss), step

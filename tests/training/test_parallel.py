@@ -11,9 +11,10 @@ import pytest
 
 from iar_study.config import with_settings
 from iar_study.errors import InputError
+from iar_study.training.journal import read_journal
 from iar_study.training.parallel import check_parallel
 from tests import forked
-from tests.training.small import curves, main, make_config, weights
+from tests.training.small import MEASURED, curves, main, make_config, weights
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -78,13 +79,14 @@ def test_a_checkpoint_of_one_process_loads_in_two_and_the_other_way_round(strate
     assert on_two(tmp_path / "a", f"parallel.strategy={strategy}") == 0
     assert_alike(tmp_path / "a", alone)
     assert on_two(tmp_path / "b", f"parallel.strategy={strategy}", "stop_at=20") != 0
-    assert curves(tmp_path / "b")[-1][0] == 15  # it was ended in the evaluation at step 20
+    measured = [point["step"] for point in read_journal(tmp_path / "b" / MEASURED)]
+    assert measured == [10]  # it was ended in the evaluation at step 20
     main(tmp_path / "b", PARTS)
     assert_alike(tmp_path / "b", alone)
 
 
 def test_sigterm_to_torchrun_stops_all_processes_at_one_step_and_saves_it(tmp_path):
-    long = ["train.steps=2000", "train.checkpoint_every=100000", "evaluation.every=2000", "evaluation.sampled_times=1"]
+    long = ["train.steps=2000", "train.checkpoint_every=100000", "train.kept=1", "evaluation.sampled_times=1"]
     command = [*TORCHRUN, "-m", "tests.training.small", str(tmp_path), PARTS, *long]
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
     while len(curves(tmp_path)) < 3:

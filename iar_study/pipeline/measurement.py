@@ -1,0 +1,164 @@
+"""What is measured of a training wherever its weights are kept: predictions on held-out images, and samples."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+
+from iar_study.codebook import Rearrangement
+from iar_study.config import TrialConfig, times_of
+from iar_study.data.codes import Codes
+from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions
+from iar_study.generators.gpt import GPT
+from iar_study.pipeline.drawing import drawn_tokens, load_model
+from iar_study.pipeline.making import decode
+from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures
+from iar_study.pipeline.trial import Training, Trial
+from iar_study.storage import Kept, replacing, save_arrays
+from iar_study.training.journal import Journal
+from iar_study.training.parallel import first_of, total
+from iar_study.training.progress import Diverged
+from iar_study.training.train_gpt import original_order
+
+GRID_ROWS, GRID_COLUMNS = 10, 8
+"""Classes, the first ones, and pictures of each that a trial keeps for the sample grids."""
+
+PROGRESS = "progress"
+"""Folder, in the trial's, of what an evaluation or the drawing of samples has so far; see `storage.Kept`."""
+
+EVALUATED_AT_ONCE = 250
+"""Images that are evaluated together; fewer where a part of a batch is smaller."""
+
+
+class Measurement:
+    """Follows a training, or the journal of one that was there before, and writes the trial's own journal.
+
+    A trial of a study that trains has all that its training tells, and is measured wherever weights are kept. One of a
+    study that samples is measured at the end, by its samples alone.
+
+    Parameters
+    ----------
+    training : of the trial; its folder has the weights.
+    codes : the tokens, in the original order of the codes.
+    fabric : of the processes that share the work out; each of them follows.
+    """
+
+    def __init__(self, trial: Trial, training: Training, trials: Path, codes: Codes, fabric: Fabric) -> None:
+        self.trial, self.codes, self.fabric = trial, codes, fabric
+        self.folder, self.trained = trial.folder(trials), training.folder(trials)
+        self.arranged = Rearrangement.load(trial.shared.rearrangement)
+        config, self.whole = trial.config, trial.kind == "training"
+        self.kept = times_of(config.train.steps, config.train.kept if self.whole else 1)
+        self.sampled = times_of(config.train.steps, config.evaluation.sampled_times if self.whole else 1)
+        self.journal = Journal(self.folder / "journal.jsonl") if fabric.is_global_zero else None
+        self.last: int = first_of(fabric, lambda: self.journal and self.journal.last_step)
+
+    def follow(self, step: int, told: Mapping[str, float], model: GPT | None) -> None:
+        """Measure what is to be measured at a step, unless it was, and write it with what the training told of it.
+
+        model : in the arm's order of codes; where it is None, the weights that were kept are loaded if need be.
+
+        Raises `Diverged` where the model predicts nothing finite.
+        """
+        if step <= self.last or (not self.whole and step not in self.sampled):
+            return
+        metrics = dict(told) if self.whole else {}
+
+        def trained() -> GPT:
+            nonlocal model
+            if model is None:
+                classes = len(self.codes.class_names)
+                model = load_model(self.trained, self.trial.config, classes, self.codes.grid, step)
+            return model
+
+        if self.whole and step in self.kept:
+            metrics |= self._predictions(trained(), step)
+        if step in self.sampled:
+            metrics |= self._samples(lambda: original_order(trained(), self.arranged), step)
+        if self.journal is not None:
+            self.journal.write(step, metrics)
+            shutil.rmtree(self.folder / PROGRESS, ignore_errors=True)  # its result is written
+        self.last = step
+
+    def _predictions(self, model: GPT, step: int) -> dict[str, float]:
+        """Return the `val/*` metrics, and keep the last by position in the image."""
+        kept = Kept(self.folder / PROGRESS / f"evaluated-{step}-{self.fabric.global_rank}.safetensors")
+        judging = Rearrangement.load(self.trial.shared.judging)
+        metrics, sums = judge_predictions(
+            model, self.trial.config, self.codes, self.arranged, judging, self.fabric, kept
+        )
+        if not math.isfinite(metrics["val/token_nll"]):
+            raise Diverged(step)
+        if step == self.kept[-1] and self.fabric.is_global_zero:
+            save_arrays(self.folder / "predictions.safetensors", by_position(sums))
+        return metrics
+
+    def _samples(self, model: Callable[[], GPT], step: int) -> dict[str, float]:
+        """Return the `family/extractor@count` metrics of samples, and keep the first of each class as pictures.
+
+        The processes share the drawing out; the first one measures.
+        """
+        config, shared, n_classes = self.trial.config, self.trial.shared, len(self.codes.class_names)
+        tokens = drawn_tokens(self.trained, config, n_classes, step, model, self.folder / PROGRESS, self.fabric)
+        if not self.fabric.is_global_zero:
+            return {}
+        shown = np.arange(min(n_classes, GRID_ROWS))[:, None] + n_classes * np.arange(GRID_COLUMNS)
+        if shown.max() < len(tokens):
+            grid = decode(shared, tokens[shown.flatten()], config.compute.device)
+            grid = grid.reshape(*shown.shape, *grid.shape[1:])
+            save_arrays(self.folder / "samples.safetensors", {"samples": grid})
+            save_grid(self.folder / "samples.png", grid)
+        if shared.classifier is None or shared.reference is None:
+            return {}
+        extractor, labels = extractor_of(config, shared.classifier), np.arange(len(tokens)) % n_classes
+        pictures = decode(shared, tokens, config.compute.device)
+        reference = load_reference(shared.reference)
+        return measure_pictures(pictures, labels, reference, extractor, shared.classifier, config)
+
+
+def judge_predictions(
+    model: GPT,
+    config: TrialConfig,
+    codes: Codes,
+    arranged: Rearrangement,
+    judging: Rearrangement,
+    fabric: Fabric,
+    kept: Kept | None = None,
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Judge a model, in the order of codes of `arranged`, on this process's share of the held-out images.
+
+    judging : the clusters that `val/*` metrics are measured by, alike for every arm.
+
+    Returns the metrics over all processes, and the judge's sums by position in the image.
+    """
+    held_out = slice(fabric.global_rank, config.evaluation.images, fabric.world_size)
+    return evaluate_predictions(
+        model,
+        labels=torch.from_numpy(codes.test_labels[held_out]).to(fabric.device),
+        tokens=torch.from_numpy(arranged.tokens(codes.test_tokens[held_out])).long().to(fabric.device),
+        own=torch.from_numpy(arranged.boundaries),
+        judge=Judge(judging, arranged, codes.codebook.vectors, fabric.device),
+        total=partial(total, fabric),
+        images_at_once=min(config.train.micro_batch or EVALUATED_AT_ONCE, EVALUATED_AT_ONCE),
+        kept=kept,
+    )
+
+
+def save_grid(path: Path, grid: np.ndarray) -> None:
+    """Write uint8 (rows, columns, h, w, c) as one PNG; small pictures are enlarged."""
+    rows, columns, height, width, channels = grid.shape
+    scale = max(96 // height, 1)
+    sheet = grid.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
+    with replacing(path) as temporary:
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
+            temporary, format="PNG"
+        )

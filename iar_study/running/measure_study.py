@@ -1,0 +1,140 @@
+"""Measure anew what a study has trained, by other evaluators or on more samples, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from iar_study.config import with_settings
+from iar_study.errors import InputError
+from iar_study.pipeline.carried_over import carry_over, training_of
+from iar_study.pipeline.stages import check, prepare
+from iar_study.pipeline.trial import TRAINED_ON, Trial, trial_of
+from iar_study.pipeline.workspace import Workspace, config_of, ending, is_finished, read_manifest, read_record
+from iar_study.running.display import Display
+from iar_study.running.executors import make_executor
+from iar_study.running.needs import plural
+from iar_study.running.runner import Outcome, Progress, first_to_prepare, run_all
+from iar_study.storage import write_json
+from iar_study.study.checks import check_settings
+
+MAY_CHANGE = ("evaluation.extractor", "evaluation.metrics", "evaluation.samples")
+"""What a metric's name tells: by another guidance, say, it would have the same name and mean something else."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that a study has finished, and what is to be measured of its training."""
+
+    trial: str
+    """Its hash."""
+    measured: Trial
+
+
+def measure_study(
+    name: str,
+    workspace: Workspace,
+    display: Display,
+    settings: Mapping[str, Any],
+    *,
+    executor: str = "processes",
+    address: str | None = None,
+) -> Outcome:
+    """Measure the end of every training of a study's last run in another way; its report then tells that, too.
+
+    Samples that were drawn already are taken as they are; others are drawn with the weights. A measurement that is
+    finished is found. What is measured is remembered in the study's manifest, beside the trial that it belongs to.
+
+    Parameters
+    ----------
+    settings : those of `MAY_CHANGE`, put on top of each trial's own.
+
+    Raises
+    ------
+    InputError : no such study was run here, another kind of setting, weights or inputs that are no longer here.
+    """
+    manifest = read_manifest(workspace, name)
+    if manifest["kind"] == "near-codes":
+        raise InputError(f"study {name!r} trains nothing, so there are no samples to measure")
+    if wrong := sorted(set(settings) - set(MAY_CHANGE)):
+        raise InputError(
+            f"measure does not change {wrong[0]}, for no metric's name tells it; make it an arm of a study"
+        )
+    with first_to_prepare(workspace, display):
+        carry_over(workspace)
+        asked = [
+            _asked(trial, workspace, display, settings)
+            for trial in manifest["trials"]
+            if ending(workspace.trials / trial["hash"]) == "finished"
+        ]
+        if not asked:
+            raise InputError(f"no trial of study {name!r} is finished yet; `iar-study run {name}` goes on with them")
+        distinct = list({each.measured.hash: each.measured for each in asked}.values())
+        pending = [trial for trial in distinct if not is_finished(trial.folder(workspace.trials))]
+        _check_there(pending, workspace)
+        _remember(workspace, name, asked)
+    display.say(
+        f"{name}: {plural(len(distinct), 'training')} to measure, {len(distinct) - len(pending)} found measured"
+    )
+    found = len(distinct) - len(pending)
+    if not pending:
+        return Outcome(0, found, {})
+    runs_them = make_executor(executor, workspace.trials, pending[0].config.compute, address)
+    with Progress(pending, 0, workspace, None, display):
+        return run_all(pending, found, runs_them, workspace, display)
+
+
+def _asked(trial: Mapping[str, Any], workspace: Workspace, display: Display, settings: Mapping[str, Any]) -> Asked:
+    record = read_record(workspace.trials / trial["hash"])
+    config = with_settings(config_of(record), settings)
+    check_settings(config, "sampling")
+    check(config)
+    shared = prepare(config, workspace, display.update)
+    measured = trial_of(trial["arm"], trial["seed"], config, shared, "sampling", workspace)
+    differing = [part for part in TRAINED_ON if shared.digests[part] != record["inputs"][part]]
+    if differing or measured.training is None:
+        raise InputError(
+            f"trial {trial['hash']} was trained on other {' and '.join(differing)} than there are now; import what it "
+            f"was made from (`iar-study export --inputs` where it was run), or run its study again"
+        )
+    # Maybe not the name that it would have now: that it was made under.
+    training = replace(measured.training, name=training_of(record))
+    return Asked(trial["hash"], replace(measured, training=training, name=""))
+
+
+def _remember(workspace: Workspace, name: str, asked: list[Asked]) -> None:
+    """Note in the manifest what is measured of which trial, beside what was before."""
+    manifest = read_manifest(workspace, name)
+    new = [
+        {"arm": each.measured.arm, "seed": each.measured.seed, "trial": each.trial, "hash": each.measured.hash}
+        for each in asked
+    ]
+    known = {(each["trial"], each["hash"]): each for each in [*manifest.get("measured", []), *new]}
+    products = {product for each in asked for product in each.measured.shared.products}
+    trainings = {each.measured.training.hash for each in asked if each.measured.training}
+    manifest["measured"] = list(known.values())
+    manifest["products"] = sorted({*manifest["products"], *products})
+    manifest["trainings"] = sorted({*manifest.get("trainings", ()), *trainings})
+    write_json(workspace.studies / f"{name}.json", manifest)
+
+
+def _check_there(trials: list[Trial], workspace: Workspace) -> None:
+    """Raise `InputError` for trials of whose trainings neither enough samples nor the weights are here."""
+    if not trials:
+        return
+    from iar_study.pipeline.drawing import enough_kept  # here: it brings torch
+    from iar_study.training.train_gpt import weights_file
+
+    missing = []
+    for trial in trials:
+        assert trial.training is not None
+        trained = trial.training.folder(workspace.trials)
+        if not enough_kept(trained, trial.config, trial.steps) and not weights_file(trained, trial.steps).exists():
+            missing.append(f"{trial.arm}, seed {trial.seed}")
+    if missing:
+        others = " and others" * (len(missing) > 1)
+        raise InputError(
+            f"of {plural(len(missing), 'training')} neither the weights nor {trials[0].config.evaluation.samples:,} "
+            f"samples are here ({missing[0]}{others}): ask for fewer samples, or run the study again"
+        )
