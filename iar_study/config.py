@@ -180,8 +180,9 @@ class EvaluationConfig:
     of one's own."""
     samples: Annotated[int, Field(ge=4)] = 2000
     """Precision and recall need four: a sample and its three nearest."""
-    sampled_times: Count = 4
-    """Of the times that weights are kept, at how many samples are drawn and measured; a divisor of `train.kept`."""
+    sampled_times: Count | None = None
+    """Of the times that weights are kept, at how many samples are drawn and measured: a divisor of `train.kept` (None:
+    all)."""
     guidance: NonNegative = 2.0
     """Scale s of classifier-free guidance: uncond + s * (cond - uncond); 1 is none."""
     temperature: Positive = 1.0
@@ -252,6 +253,11 @@ class TrialConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     seed: Seed = 0
+
+    @property
+    def sampled_times(self) -> int:
+        """How many times samples are drawn, in equal parts of the training."""
+        return self.evaluation.sampled_times or self.train.kept
 
 
 def preset(name: str) -> ModelConfig:

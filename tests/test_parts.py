@@ -19,7 +19,7 @@ import torch
 from iar_study import parts
 from iar_study.cli import main
 from iar_study.codebook import Rearrangement, cluster_codes
-from iar_study.config import PARTS, TrialConfig, identity, parts_of, with_settings
+from iar_study.config import PARTS, TrialConfig, measuring_identity, parts_of, training_identity, with_settings
 from iar_study.errors import InputError
 from iar_study.pipeline.codebooks import load_codebook_results
 from iar_study.pipeline.stages import prepare
@@ -186,7 +186,7 @@ def test_a_tokenizer_of_ones_own_has_what_a_trained_one_has_and_is_clustered_by_
     assert record["exact"]["decoding"] == 0
     assert len(list(mine.cache.glob("tokenizer-*"))) == 1  # of `made_once`
     vectors = torch.load(mine.root / "patches.pt", weights_only=True).numpy()
-    arranged = Rearrangement.load(mine.trials / record["hash"] / "codebook.safetensors")
+    arranged = Rearrangement.load(mine.trainings / record["training"] / "codebook.safetensors")
     by_rule = {rule: cluster_codes(vectors, "balanced", 8, metric=rule) for rule in ("euclidean", "cosine")}
     np.testing.assert_array_equal(arranged.labels, Rearrangement.from_labels(by_rule["euclidean"]).labels)
     assert (arranged.labels != Rearrangement.from_labels(by_rule["cosine"]).labels).any()
@@ -281,7 +281,7 @@ def test_what_differs_in_settings_or_beside_the_weights_is_another_tokenizer(min
 def test_what_a_moved_or_absent_file_made_is_not_told_as_another_sources(mine):
     setting = {"loss.name": "focal.py:Focal"}
     assert made(mine, "baseline", **setting) == (1, 0)
-    record = trials(mine)["baseline"]
+    record = read_json(mine.trainings / trials(mine)["baseline"]["training"] / "training.json")
     assert "loss focal.py:Focal" in record["makers"]
     (mine.root / "focal.py").unlink()
     assert parts.changed(record["makers"]) == []
@@ -325,7 +325,7 @@ def test_an_installed_package_offers_parts_by_their_names(mine, monkeypatch):
     monkeypatch.setattr(parts, "entry_points", lambda group: [offered] if group == "iar_study.loss" else [])
     assert parts.load("loss", "focal,gamma=4").gamma == 4.0
     config = with_settings(TrialConfig(), {"loss.name": "focal,gamma=4"})
-    assert identity(config)["loss.name"] == "focal@1.2,gamma=4.0"
+    assert training_identity(config)["loss.name"] == "focal@1.2,gamma=4.0"
     del sys.modules["offered"]
 
 
@@ -341,4 +341,4 @@ def test_built_in_parts_go_by_their_names_alone():
     for kind, name in parts_of(TrialConfig()):
         assert parts.identity(kind, name) == name
     assert parts.identity("extractor", "inception:/somewhere/weights.pth") == "inception"
-    assert json.dumps(identity(TrialConfig())).count(".py") == 0
+    assert json.dumps([each(TrialConfig()) for each in (training_identity, measuring_identity)]).count(".py") == 0

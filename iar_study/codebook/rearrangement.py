@@ -108,7 +108,7 @@ class Rearrangement:
 
     @classmethod
     def load(cls, path: Path) -> Rearrangement:
-        """Read what `save` wrote as `.safetensors`, or a trial's `codebook.safetensors`, which holds the same.
+        """Read what `save` wrote as `.safetensors`, or a training's `codebook.safetensors`, which holds the same.
 
         Raises `InputError` for a damaged or another file.
         """

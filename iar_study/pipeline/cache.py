@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from iar_study.errors import InputError, listed
+from iar_study.pipeline.carried_over import training_of
 from iar_study.pipeline.workspace import PICTURES_OF, Workspace, read_record, trials_told
 from iar_study.storage import load_metadata, locked, read_json
 
@@ -98,7 +99,7 @@ def list_cache(workspace: Workspace) -> list[Product]:
     """
     trials = {path.name: _about(path / "trial.json") for path in _visible(workspace.trials) if path.is_dir()}
     inputs = {name: _inputs(about) for name, about in trials.items()}
-    uses = [_use(path) for path in sorted(workspace.studies.glob("*.json"))]
+    uses = [_use(path, trials) for path in sorted(workspace.studies.glob("*.json"))]
     made = [("trial", workspace.trials / name, about) for name, about in trials.items()]
     made += [("training", path, _about(path / "training.json")) for path in _visible(workspace.trainings)]
     found = [
@@ -210,8 +211,10 @@ def _inputs(about: dict[str, Any]) -> set[tuple[str, str]]:
     return {(INPUTS.get(name, name), digest) for name, digest in about.get("inputs", {}).items()}
 
 
-def _use(manifest: Path) -> _Use:
+def _use(manifest: Path, records: Mapping[str, dict[str, Any]]) -> _Use:
     about = read_json(manifest)
-    trials = {*(trial["hash"] for trial in trials_told(about)), *about.get("trainings", ())}
+    trials = {*(trial["hash"] for trial in trials_told(about)), *about.get("trainings", ()), *about.get("bases", ())}
+    if "trainings" not in about:  # of before trainings had folders of their own
+        trials |= {training_of(records[name]) for name in trials if "inputs" in records.get(name, {})}
     files = {*about.get("products", ()), about.get("reference"), f"{PICTURES_OF}{about.get('reference')}"} - {None}
     return _Use(about["study"], frozenset(trials), frozenset(files), "products" in about)

@@ -57,7 +57,7 @@ class Measurement:
         self.arranged = Rearrangement.load(trial.shared.rearrangement)
         config, self.whole = trial.config, trial.kind == "training"
         self.kept = times_of(config.train.steps, config.train.kept if self.whole else 1)
-        self.sampled = times_of(config.train.steps, config.evaluation.sampled_times if self.whole else 1)
+        self.sampled = times_of(config.train.steps, config.sampled_times if self.whole else 1)
         self.journal = Journal(self.folder / "journal.jsonl") if fabric.is_global_zero else None
         self.last: int = first_of(fabric, lambda: self.journal and self.journal.last_step)
 

@@ -153,7 +153,8 @@ def outdated(folders: Iterable[Path], products: Iterable[Path]) -> str:
     if not made:
         return ""
     counts = Counter(kind for kind, _ in made)
-    what = " and ".join(f"{n} {kind if n != 1 else kind.removesuffix('s')}" for kind, n in sorted(counts.items()))
+    counted = [(counts[kind], kind) for kind in ("trainings", "trials", "products") if counts[kind]]
+    what = " and ".join(f"{n} {kind if n != 1 else kind.removesuffix('s')}" for n, kind in counted)
     names = ", ".join(dict.fromkeys(name for _, makers in reversed(made) for name in makers))
     return f"{what} made by another source of: {names}; `iar-study run ... --again` makes them anew"
 

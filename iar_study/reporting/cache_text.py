@@ -43,7 +43,7 @@ def product_text(product: Product, products: Sequence[Product]) -> str:
         ["age", _age(product)],
         ["studies", ", ".join(product.studies) or "none uses it; `iar-study cache --prune` would remove it"],
     ]
-    if product.kind != "trial":
+    if product.kind not in ("training", "trial"):
         rows.append(["trials", listed(product.trials, most=10) if product.trials else "none"])
     rows += [[key, _shown(value)] for key, value in about.items()]
     rows += [[f"input {name}", _shown(value)] for name, value in product.about.get("inputs", {}).items()]
@@ -64,8 +64,8 @@ def counted(products: Sequence[Product]) -> str:
     """Return how many products and trials these are, and their size."""
     if not products:
         return "nothing"
-    trials = sum(each.kind == "trial" for each in products)
-    numbers = {"product": len(products) - trials, "trial": trials}
+    of_studies = {kind: sum(each.kind == kind for each in products) for kind in ("training", "trial")}
+    numbers = {"product": len(products) - sum(of_studies.values()), **of_studies}
     told = " and ".join(plural(number, noun) for noun, number in numbers.items() if number)
     return f"{told}, {short(sum(each.bytes for each in products), 'B')}"
 
@@ -75,10 +75,9 @@ def made_from(product: Product) -> str:
     about, config = product.about, product.about.get("config", {})
     if "damaged" in about:
         return "damaged"
-    if product.kind == "trial":
-        return (
-            f"{about['data']['name']}, {config['train.steps']:,} steps, seed {about['seed']}" if about else "not begun"
-        )
+    if product.kind in ("training", "trial"):
+        data = about.get("data", {}).get("name")
+        return f"{data}, {config['train.steps']:,} steps, seed {about['seed']}" if data else "not begun"
     if product.kind == "tokenizer" and config:
         return f"{config['codebook_size']:,} codes, {config['steps']:,} steps, seed {config['seed']}"
     if product.kind == "classifier" and config:

@@ -16,6 +16,7 @@ STATES = {
     "diverged": "diverged",
     "running": "running now",
     "goes on": "goes on",
+    "trained": "to be measured",
     "new": "new",
     "unknown": LATER,
 }

@@ -18,7 +18,7 @@ from iar_study.study.checks import asked
 from iar_study.study.study import Profile, Study
 from iar_study.training.processes import n_processes
 
-State = Literal["finished", "diverged", "running", "goes on", "new", "unknown"]
+State = Literal["finished", "diverged", "running", "goes on", "trained", "new", "unknown"]
 
 Known = dict[Any, str]
 """What tells a trial (its hash, or its config where that is not known yet) -> the "STUDY: ARM" that it was met as."""
@@ -153,7 +153,9 @@ def _found(
     step = max((int(path.stem) for path in trained.glob("checkpoints/*.json")), default=0)
     # In this order: one that ends meanwhile is finished.
     running = is_running(folder)
-    state: State = ending(folder) or ("running" if running else "goes on" if step else "new")
+    trained_already = trained != folder and ending(trained) != ""
+    begun: State = "goes on" if step else "trained" if trained_already else "new"
+    state: State = ending(folder) or ("running" if running else begun)
     return FoundTrial(name, seed, state, step if state == "goes on" else 0, trial.hash, same_as, also)
 
 

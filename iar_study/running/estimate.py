@@ -124,7 +124,7 @@ def operations(config: TrialConfig) -> int:
     model, train, evaluation = config.model, config.train, config.evaluation
     size, tokens = config.tokenizer.codebook_size, _tokens(config)
     evaluated = train.kept * evaluation.images
-    sampling = _sampling(config, evaluation.sampled_times * evaluation.samples)
+    sampling = _sampling(config, config.sampled_times * evaluation.samples)
     return training_operations(config) + evaluated * cost.forward_flops(model, size, tokens) + sampling
 
 

@@ -260,7 +260,7 @@ def _cost(config: TrialConfig, data: Data, gpu: GPU, gpus: int, utilisation: flo
     recompute = config.parallel.activation_checkpointing
     training = images * cost.training_flops(model, size, tokens, recompute)
     validated = train.kept * min(evaluation.images, data.test_images)
-    sampled = evaluation.sampled_times * evaluation.samples
+    sampled = config.sampled_times * evaluation.samples
     evaluating = validated * cost.forward_flops(model, size, tokens)
     sampling = sampled * cost.sampling_flops(model, size, tokens, evaluation.guidance != 1)
     rate = gpu.peak_flops_per_second * utilisation

@@ -88,16 +88,12 @@ class FinishedTrial:
     def tokens(self, count: int, progress_folder: Path, show: Any) -> np.ndarray:
         """Return the tokens (count, T) of its first samples: those that are kept, and what is drawn to go on.
 
-        Raises `InputError` where some are to be drawn and the weights, or their kind of device, are not here.
+        Raises `InputError` where some are to be drawn and the weights are not here.
         """
         asked = replace(self.config, evaluation=replace(self.config.evaluation, samples=count))
-        device, step = self.config.compute.device, self.config.train.steps
+        step = self.config.train.steps
 
         def model() -> Any:
-            if device == "cuda" and not torch.cuda.is_available():
-                raise InputError(
-                    f"trial {self.hash} drew its samples on a GPU, and torch finds none here; export where one is"
-                )
             grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
             return sampling_model(self.trained, asked, self.classes, grid, step)
 
@@ -160,6 +156,10 @@ def export_samples(
     count = found.config.evaluation.samples if count is None else count
     if count < 1:
         raise InputError(f"{count} samples cannot be drawn; ask for 1 or more")
+    if found.config.compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"trial {found.hash} drew its samples on a GPU, and torch finds none here; export where one is"
+        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: the same bits each time
     tokenizer = found.tokenizer(workspace)
     with _parts(path) as parts:

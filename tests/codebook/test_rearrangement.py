@@ -107,7 +107,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory, labels):
     path = tmp_path_factory.mktemp("saved") / "r.safetensors"
     arranged = Rearrangement.from_labels(labels)
     arranged.save(path, {"strategy": "balanced"})
-    of_trial = path.with_name("codebook.safetensors")  # as a trial keeps it
+    of_trial = path.with_name("codebook.safetensors")  # as a training keeps it
     save_arrays(
         of_trial, {"codebook": np.zeros(2), "permutation": arranged.permutation, "boundaries": arranged.boundaries}
     )

@@ -67,8 +67,11 @@ def kinds(products: list[Product]) -> list[str]:
     return [each.kind for each in products]
 
 
-USED = ["tokenizer", "codes", "classifier", "clustering", "clustering", "reference", "exactness", "trial", "trial"]
-UNUSED = ["tokenizer", "codes", "clustering", "clustering", "reference", "exactness", "trial"]
+USED = [
+    *("tokenizer", "codes", "classifier", "clustering", "clustering", "reference", "exactness"),
+    *("training", "training", "trial", "trial"),
+]
+UNUSED = ["tokenizer", "codes", "clustering", "clustering", "reference", "exactness", "training", "trial"]
 """Of the first run: all but the classifier."""
 
 
@@ -77,7 +80,12 @@ def test_each_product_is_listed_with_who_uses_it(workspace: Workspace) -> None:
     unneeded = unused(products)
     assert [each.kind for each in products if each not in unneeded] == USED
     assert kinds(unneeded) == UNUSED
-    files = [path for folder in (workspace.cache, workspace.trials) for path in folder.rglob("*") if path.is_file()]
+    files = [
+        path
+        for folder in (workspace.cache, workspace.trainings, workspace.trials)
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
     listed = sum(each.bytes for each in products)
     assert listed == sum(path.stat().st_size for path in files if path.parent != workspace.cache or path.name != "lock")
     hashes = [trial["hash"] for trial in manifest_of(workspace)["trials"]]
@@ -107,7 +115,7 @@ def test_pruning_keeps_all_that_a_report_and_a_run_need(workspace: Workspace, tm
 
 
 def test_of_an_older_manifest_the_trials_tell_what_they_need(workspace: Workspace, tmp_path: Path) -> None:
-    edit_manifest(workspace, products=None, bases=None)
+    edit_manifest(workspace, products=None, trainings=None)
     prune(workspace)
     left = kinds(list_cache(workspace))
     assert [kind for kind in USED if kind != "exactness"] == [
@@ -126,11 +134,11 @@ def test_what_is_asked_for_and_not_finished_is_kept(workspace: Workspace) -> Non
     assert kinds(list_cache(workspace)) == USED[:-1]
 
 
-def test_the_gpt_that_others_sample_from_is_kept(workspace: Workspace) -> None:
-    [base] = [each for each in list_cache(workspace) if each.kind == "trial" and not each.studies]
-    edit_manifest(workspace, bases=[base.name])
+def test_a_training_that_a_study_measures_is_kept(workspace: Workspace) -> None:
+    [trained] = [each for each in list_cache(workspace) if each.kind == "training" and not each.studies]
+    edit_manifest(workspace, trainings=[*manifest_of(workspace)["trainings"], trained.name])
     prune(workspace)
-    assert base.path.exists()
+    assert trained.path.exists()
 
 
 def test_a_trial_that_a_process_is_at_work_on_is_kept(workspace: Workspace) -> None:
@@ -154,7 +162,7 @@ def test_what_a_run_has_prepared_is_never_without_a_study(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is pruned in the very moment that the lock of the preparation is free."""
-    first_to_prepare, removed = runner._first_to_prepare, []
+    first_to_prepare, removed = runner.first_to_prepare, []
 
     @contextmanager
     def followed_by_a_prune(*given: Any) -> Iterator[None]:
@@ -162,9 +170,11 @@ def test_what_a_run_has_prepared_is_never_without_a_study(
             yield
         removed.extend(prune(workspace))
 
-    monkeypatch.setattr(runner, "_first_to_prepare", followed_by_a_prune)
+    monkeypatch.setattr(runner, "first_to_prepare", followed_by_a_prune)
     assert run(workspace, arms=["baseline"], settings={**SMALL, "tokenizer.seed": 2}, executor="here").trained == 1
-    assert kinds(removed).count("trial") == 3  # the ones before, which this run follows
+    assert (
+        kinds(removed).count("trial") == kinds(removed).count("training") == 3
+    )  # the ones before, which this run follows
     assert unused(list_cache(workspace)) == []
 
 
@@ -219,7 +229,7 @@ def test_the_command_says_first_and_removes_only_with_yes(
     assert "kB; --prune --yes removes it" in shown
     assert tree(workspace.root) == before
     assert main(["cache", "--prune", "--yes"]) == 0
-    assert "removed: 6 products and 1 trial" in capsys.readouterr().out
+    assert "removed: 6 products and 1 training and 1 trial" in capsys.readouterr().out
     assert main(["cache", "--prune"]) == 0
     assert capsys.readouterr().out == "no study uses: nothing\n"
     for given in (["cache", "--yes"], ["cache", "x", "--prune"], ["cache", "x"]):

@@ -80,6 +80,10 @@ def folder_of(workspace: Workspace, arm: str, seed: int) -> Path:
     return next(workspace.trials / each["hash"] for each in trials if (each["arm"], each["seed"]) == (arm, seed))
 
 
+def training_of(workspace: Workspace, arm: str, seed: int) -> Path:
+    return workspace.trainings / json.loads((folder_of(workspace, arm, seed) / "trial.json").read_text())["training"]
+
+
 def test_of_a_fresh_workspace_all_is_to_be_made(workspace: Workspace) -> None:
     found = dry(workspace)
     assert set(states(found).values()) == {"unknown"}
@@ -113,25 +117,28 @@ def test_of_a_finished_study_all_is_there_under_the_names_that_the_run_gave(fini
 
 
 def test_of_an_interrupted_study_it_tells_what_goes_on_and_what_is_new(half: Workspace) -> None:
-    interrupted = folder_of(half, "iar", 0)
+    interrupted, trained = folder_of(half, "iar", 0), training_of(half, "iar", 0)
     (interrupted / "result.json").unlink()
-    (interrupted / "checkpoints").mkdir()
+    (trained / "result.json").unlink()
+    (trained / "checkpoints").mkdir()
     for step in (2, 6):
-        (interrupted / "checkpoints" / f"{step:09d}.json").write_text("{}")
+        (trained / "checkpoints" / f"{step:09d}.json").write_text("{}")
+    shutil.rmtree(training_of(half, "iar", 1))
     shutil.rmtree(folder_of(half, "iar", 1))
+    shutil.rmtree(folder_of(half, "baseline", 1))
     (next(half.cache.glob("reference-*"))).unlink()
     found = dry(half)
     assert states(found) == {
         ("baseline", 0): "finished",
         ("iar", 0): "goes on",
-        ("baseline", 1): "finished",
+        ("baseline", 1): "trained",
         ("iar", 1): "new",
     }
     assert [trial.step for trial in found.trials if trial.state == "goes on"] == [6]
     assert [kind for kind, there in made(found).items() if not all(there)] == ["reference"]
     text = dry_run_text([found])
     assert "goes on from step 6" in text
-    assert "4 trials: 2 finished, 1 goes on, 1 new" in text
+    assert "4 trials: 1 finished, 1 goes on, 1 to be measured, 1 new" in text
 
 
 def test_what_another_process_is_at_work_on_is_told(half: Workspace) -> None:
@@ -141,15 +148,15 @@ def test_what_another_process_is_at_work_on_is_told(half: Workspace) -> None:
     with FileLock(iar / "lock"), FileLock(folder_of(half, "iar", 1) / "lock"):
         found = dry(half)
         assert states(found) == {
-            ("baseline", 0): "new",
+            ("baseline", 0): "trained",
             ("iar", 0): "running",
             ("baseline", 1): "finished",
             ("iar", 1): "finished",  # the lock is let go last
         }
     text = dry_run_text([found])
-    assert "iar       running now  finished" in text
-    assert "4 trials: 2 finished, 1 running now, 1 new" in text
-    assert states(dry(half))["iar", 0] == "new"
+    assert "iar       running now     finished" in text
+    assert "4 trials: 2 finished, 1 running now, 1 to be measured" in text
+    assert states(dry(half))["iar", 0] == "trained"
 
 
 def test_without_its_clustering_only_that_arm_is_not_known(half: Workspace) -> None:
@@ -187,7 +194,7 @@ def test_the_gpt_that_arms_sample_from_is_told_once(finished: Workspace) -> None
     arms = ["baseline, s=1", "baseline, s=2", "iar, s=1"]
     found = dry(finished, "guidance", arms=arms, seeds=[0])
     assert [trial.name for trial in found.trials] == [f"GPT of {arms[0]}", *arms[:2], f"GPT of {arms[2]}", arms[2]]
-    assert [trial.state for trial in found.trials] == ["finished", "new", "new", "finished", "new"]
+    assert [trial.state for trial in found.trials] == ["finished", "trained", "trained", "finished", "trained"]
 
 
 def test_of_a_study_of_near_codes_the_names_are_those_of_the_run(half: Workspace) -> None:
@@ -235,7 +242,7 @@ def test_no_picture_is_decoded(workspace: Workspace, monkeypatch: pytest.MonkeyP
 def test_no_large_network_is_loaded(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "load_network", lambda *_: pytest.fail("loaded"))
     found = dry(finished, settings={**SMALL, "evaluation.extractor": "inception"})
-    assert set(states(found).values()) == {"new"}
+    assert set(states(found).values()) == {"trained"}
     assert [(stage.kind, stage.file) for stage in found.stages if not stage.made] == [("reference", None)]
 
 

@@ -60,7 +60,7 @@ def test_operations_are_training_evaluation_and_sampling() -> None:
     config, tokens = SMOKE.config, 16
     shapes = (config.model, 64, tokens)
     expected = 60 * 32 * cost.training_flops(*shapes) + 3 * 300 * cost.forward_flops(*shapes)
-    assert operations(config) == expected + 4 * 200 * cost.sampling_flops(*shapes, guided=True)
+    assert operations(config) == expected + 3 * 200 * cost.sampling_flops(*shapes, guided=True)
 
 
 def test_without_a_trial_here_the_speed_is_assumed_and_said(workspace: Workspace) -> None:

@@ -271,7 +271,7 @@ def test_a_sigterm_to_all_processes_saves_every_trial(prepared, tmp_path):
     process.join()
     assert process.exitcode == 143
     assert not workers(prepared)
-    saved = [read_json(path)["step"] for path in prepared.trials.glob("*/checkpoints/*.json")]
+    saved = [read_json(path)["step"] for path in prepared.trainings.glob("*/checkpoints/*.json")]
     assert len(saved) == 2
 
 
@@ -408,7 +408,7 @@ def test_on_ray_trials_that_are_stopped_save_themselves(cluster, prepared, monke
     monkeypatch.setattr(executors.OnRay, "ended", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(prepared, executor="ray", address=cluster.address, settings=ENDLESS)
-    saved = [read_json(path)["step"] for path in prepared.trials.glob("*/checkpoints/*.json")]
+    saved = [read_json(path)["step"] for path in prepared.trainings.glob("*/checkpoints/*.json")]
     assert len(saved) == 2
     assert not list(prepared.trials.glob("*/result.json"))
 
@@ -420,7 +420,7 @@ def test_on_ray_a_trial_whose_machine_dies_goes_on_elsewhere(cluster, prepared, 
     (node,) = cluster.worker_nodes
 
     def kill_the_node():
-        while len(list(prepared.trials.glob("*/checkpoints/*.json"))) < 2:
+        while len(list(prepared.trainings.glob("*/checkpoints/*.json"))) < 2:
             time.sleep(0.01)
         cluster.remove_node(node, allow_graceful=False)
 

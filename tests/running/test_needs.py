@@ -54,7 +54,7 @@ def test_numbers_computed_by_hand(planned):
     assert kind.parameters == 2 * block + (64 + 64 + 11) * 32 + 5 * 32
     assert kind.each.training_flops == 60 * 32 * 3 * forward
     assert kind.each.evaluation_flops == 3 * 300 * forward  # at steps 20, 40 and 60
-    assert kind.each.sampling_flops == 4 * 200 * 2 * (2 * 16 * products + 2 * 4 * 32 * (16 * 17 // 2))
+    assert kind.each.sampling_flops == 3 * 200 * 2 * (2 * 16 * products + 2 * 4 * 32 * (16 * 17 // 2))
     spent = kind.each.training_flops + kind.each.evaluation_flops + kind.each.sampling_flops
     assert kind.each.gpu_hours == pytest.approx(spent / (989e12 * 0.4) / 3600)
     assert plan.total.wall_hours == pytest.approx(12 * kind.each.gpu_hours / 8)
@@ -62,7 +62,7 @@ def test_numbers_computed_by_hand(planned):
     assert kind.fsdp_state_bytes_per_gpu == 20 * kind.parameters / 8
     assert plan.disk.checkpoints_bytes == 3 * 16 * kind.parameters
     assert plan.disk.codes_bytes == 1797 * (16 * 4 + 8)
-    assert kind.kept_bytes == 4 * kind.parameters + 200 * 16 * 4 + 80 * 8 * 8
+    assert kind.kept_bytes == 3 * 4 * kind.parameters + 3 * 200 * 16 * 2 + 80 * 8 * 8
 
 
 def test_proportions(planned):

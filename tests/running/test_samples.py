@@ -21,6 +21,7 @@ from iar_study.data.picture_sets import open_pictures
 from iar_study.errors import InputError
 from iar_study.evaluation import features
 from iar_study.evaluation.metrics import FIDELITY
+from iar_study.pipeline import drawing
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running import samples
 from iar_study.running.display import Display
@@ -116,30 +117,34 @@ def test_what_goes_beyond_does_not_change_the_first(workspace, exported, tmp_pat
 
 
 def test_a_killed_export_goes_on_to_the_same_bytes(workspace, exported, tmp_path):
-    path, name = tmp_path / "killed.npz", trial_of(workspace, "greedy")
+    """In the middle of drawing what the trial did not draw, and again."""
+    copy, path = Workspace(tmp_path / "copy"), tmp_path / "out" / "killed.npz"
+    shutil.copytree(workspace.root, copy.root)
+    name = trial_of(copy, "greedy")
+    [tokens] = (copy.trainings / read_json(copy.trials / name / "trial.json")["training"]).glob("tokens-*")
+    tokens.unlink()
     script = (
-        "import os, signal, sys; from iar_study.running import samples; calls = []; real = samples.draw\n"
+        "import os, signal, sys; from iar_study.pipeline import drawing; calls = []; real = drawing.draw\n"
+        "drawing.Kept.offer = lambda kept, arrays: drawing.save_arrays(kept.path, arrays())\n"
         "def draw(*given, **named):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*given, **named)\n"
-        "samples.draw = draw\n"
+        "drawing.draw = draw\n"
         "from iar_study.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "export-samples", name, "--npz", str(path), "--samples", "150"]
-    done = subprocess.run(command, cwd=workspace.root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(command, cwd=copy.root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == -signal.SIGKILL
-    parts = tmp_path / "killed.npz.parts"
-    assert len(list(parts.glob("*.safetensors"))) == 2
-    (tmp_path / f".{path.name}.123.tmp").write_bytes(b"what a kill while writing leaves")
+    (path.parent / f".{path.name}.123.tmp").write_bytes(b"what a kill while writing leaves")
     with pytest.MonkeyPatch.context() as patch:
         drawn = []
-        draw = samples.draw
-        patch.setattr(samples, "draw", lambda *a, **k: drawn.append(1) or draw(*a, **k))
-        export_samples(workspace, name, path, 150)
-    assert len(drawn) == 1, "two of three parts were drawn before"
+        draw = drawing.draw
+        patch.setattr(drawing, "draw", lambda *a, **k: drawn.append(1) or draw(*a, **k))
+        export_samples(copy, name, path, 150)
+    assert len(drawn) == 1, "one of two parts was drawn before"
     assert path.read_bytes() == exported.read_bytes()
-    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+    assert [left.name for left in path.parent.iterdir()] == [path.name]
 
 
 def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monkeypatch):
@@ -164,7 +169,6 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     ("change", "message"),
     [
         (lambda folder: (folder / "result.json").unlink(), "is not finished; run its study again"),
-        (lambda folder: (folder / "weights.safetensors").unlink(), "has no weights"),
         (lambda folder: shutil.rmtree(folder.parents[1] / "cache"), "the tokenizer of trial .* is no longer in"),
     ],
 )
@@ -180,11 +184,13 @@ def test_what_is_missing_of_a_trial_is_named(workspace, tmp_path, change, messag
 
 def test_a_trial_of_a_gpu_is_exported_on_one(workspace, tmp_path, monkeypatch):
     copy = Workspace(tmp_path / "copy")
-    shutil.copytree(workspace.trials, copy.trials)
+    shutil.copytree(workspace.root / "runs", copy.root / "runs")
     name = trial_of(copy, "none")
     described = read_json(copy.trials / name / "trial.json")
     described["config"]["compute.device"] = "cuda"
     write_json(copy.trials / name / "trial.json", described)
+    for tokens in copy.trainings.glob("*/tokens-*"):
+        tokens.unlink()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="drew its samples on a GPU"):
         export_samples(copy, name, tmp_path / "s.npz")
