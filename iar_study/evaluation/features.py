@@ -113,9 +113,12 @@ class NetworkFeatures:
         self.name, self.network, self.device = name, network.to(device).eval(), device
         of = f", {SPATIAL_CHANNELS} channels of {block}" if block else ""
         self.identity: str | None = f"{identity}{of}, {device}, {self.batch} at once"
-        self._maps: list[torch.Tensor] = []
+        self._map: torch.Tensor | None = None
         if block:
-            network.get_submodule(block).register_forward_hook(lambda *passed: self._maps.append(passed[-1]))
+            network.get_submodule(block).register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self._map = output
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> Seen:
@@ -126,8 +129,10 @@ class NetworkFeatures:
             features, *logits = self.network(pixels.to(self.device))
         # As torch-fidelity does for the inception score: in float64, of logits without the bias.
         probabilities = logits[0].double().softmax(1).float().cpu().numpy() if logits else None
-        maps = [self._maps.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)] if self._maps else []
-        return Seen(features.cpu().numpy(), probabilities, *(each.float().cpu().numpy() for each in maps))
+        spatial = None
+        if self._map is not None:
+            spatial = self._map[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu().numpy()
+        return Seen(features.cpu().numpy(), probabilities, spatial)
 
 
 class OwnFeatures:

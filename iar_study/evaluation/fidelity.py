@@ -416,8 +416,9 @@ def precision_recall(pairs: Pairs) -> tuple[Estimate, Estimate]:
     """Return improved precision and recall (arXiv 1904.06991): the share of one set within the other's manifold.
 
     A set's manifold is the union of balls around its images, each reaching to the 3rd nearest other one; ADM's
-    evaluator and torch-fidelity define them so too. ADM's rounds squared distances to float16, where none overflows;
-    here they are of float64. Raises `InputError` when a set has fewer than 4.
+    evaluator and torch-fidelity define them so too. ADM's computes squared distances in float16, where none overflows,
+    and here they are of float64: on features of Inception's size that moves either by about 0.001. Raises `InputError`
+    when a set has fewer than 4.
     """
     _enough(len(pairs.covered), NEIGHBOURS[0], "reference features")
     _enough(len(pairs.balls), NEIGHBOURS[0], "sample features")

@@ -547,7 +547,7 @@ def test_a_stored_reference_measures_the_same_and_computes_nothing_again(sets, t
 
     counts = []
     among = fidelity._among_themselves
-    monkeypatch.setattr(fidelity, "_among_themselves", lambda x, progress: counts.append(len(x)) or among(x, progress))
+    monkeypatch.setattr(fidelity, "_among_themselves", lambda x, *other: counts.append(len(x)) or among(x, *other))
     back = Reference.from_arrays(load_arrays(tmp_path / "reference.safetensors")[0])
     assert measure_fidelity(back, samples, probabilities, intervals=True) == expected
     assert counts == [500]  # the samples alone
