@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from iar_study.errors import InputError
 from iar_study.evaluation.feature_parts import FeatureParts, reference_of
-from iar_study.evaluation.features import Seen
+from iar_study.evaluation.features import NetworkFeatures, Seen, extract_all
 from iar_study.evaluation.fidelity import (
     Estimate,
     Gaussian,
@@ -28,6 +30,7 @@ from iar_study.evaluation.fidelity import (
 )
 from iar_study.evaluation.metrics import FIDELITY, metric_named
 from iar_study.storage import load_arrays, save_arrays
+from tests.forked import exit_code, start
 
 FEATURES, SPATIAL_FEATURES, CLASSES = 24, 16, 12
 
@@ -284,6 +287,43 @@ def test_parts_measure_the_same_whoever_made_them(sets, tmp_path_factory, seed: 
     assert {k: v.value for k, v in measure_fidelity(held, *joined, intervals=False).items()} == {
         k: v.value for k, v in measure_fidelity(held, *samples, intervals=False).items()
     }
+
+
+class Network(nn.Module):
+    """As torch-fidelity's Inception, small: features, logits, and a block that has spatial features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.fc = nn.Conv2d(3, 32, 3, stride=2), nn.Linear(32, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.block(x.float() / 128 - 1).relu().mean((2, 3))
+        return features, self.fc(features)
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (240, 9, 9, 3), np.uint8)
+
+
+def look_at(folder: Path, numbers: list[int]) -> None:
+    """Save the features of parts of 60 pictures."""
+    extractor = NetworkFeatures("inception", Network(), "small", "cpu", "block")
+    for part in numbers:
+        pictures = PICTURES[60 * part : 60 * (part + 1)]
+        batches = (pictures[first : first + extractor.batch] for first in range(0, 60, extractor.batch))
+        FeatureParts(folder).save(part, extract_all(extractor, batches, 60))
+
+
+def test_two_processes_find_what_one_does(tmp_path) -> None:
+    look_at(tmp_path / "one", [0, 1, 2, 3])
+    processes = [start(look_at, tmp_path / "two", numbers) for numbers in ([3, 0], [2, 1])]
+    assert exit_code(processes) == 0
+    one, two = (FeatureParts(tmp_path / name).joined(range(4)) for name in ("one", "two"))
+    held = reference_of(Seen(*(each[:90] for each in one)), "r")
+    found, expected = (measure_fidelity(held, *seen, intervals=False) for seen in (two, one))
+    assert {"sfd", "score10"} <= expected.keys()
+    for family, estimate in expected.items():
+        assert found[family].value == pytest.approx(estimate.value, rel=1e-9, abs=1e-9)
 
 
 def test_what_is_wrong_with_parts_is_one_line(sets, tmp_path) -> None:
