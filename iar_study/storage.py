@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,27 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_arrays` wrote: (arrays, metadata). Raise `InputError` when the file is missing or damaged."""
     with _opened(path) as (file, metadata):
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def load_joined(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Read the arrays of files of `save_arrays`, each joined along its first axis in the order of the files.
+
+    One array after the other, so that no more than one of them is held twice. Raises `InputError` as `load_arrays`, and
+    for a file with other arrays than the first one's.
+    """
+
+    def of(path: Path, name: str) -> np.ndarray:
+        with _opened(path) as (file, _):
+            if set(file.keys()) != names:
+                raise InputError(f"{path} has other arrays than {paths[0]}; delete it and run again")
+            return np.asarray(file.get_tensor(name))
+
+    with _opened(paths[0]) as (file, _):
+        names = set(file.keys())
+    try:
+        return {name: np.concatenate([of(path, name) for path in paths]) for name in sorted(names)}
+    except ValueError as error:
+        raise InputError(f"the files of {paths[0].parent} do not go together ({error}); delete them") from error
 
 
 def load_metadata(path: Path) -> dict[str, Any]:

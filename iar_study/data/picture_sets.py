@@ -1,8 +1,8 @@
 """Sets of pictures that are too many to hold: read as a stream out of an .npz or a folder, and written as an .npz.
 
 The .npz is the one of ADM's evaluator (github.com/openai/guided-diffusion, evaluations/): `arr_0` holds the pictures,
-uint8 (N, H, W, C), and `arr_1` maybe their classes. A reference batch also brings `mu` and `sigma`, the mean and
-covariance of Inception features over more images than it holds.
+uint8 (N, H, W, C), and `arr_1` maybe their classes. A reference batch also brings the mean and covariance of Inception
+features over more images than it holds: `mu` and `sigma` of the pooled ones, `mu_s` and `sigma_s` of the spatial ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from iar_study.errors import InputError
 from iar_study.storage import digest, replacing
 
 PICTURES, LABELS = "arr_0", "arr_1"
-STATISTICS = ("mu", "sigma")
+STATISTICS, SPATIAL_STATISTICS = ("mu", "sigma"), ("mu_s", "sigma_s")
 
 Shape = tuple[int, int, int]
 """Height, width, channels."""
@@ -44,7 +44,8 @@ class PictureSet:
     count, shape : how many, and (height, width, channels) of each.
     labels : int64 (count,), or None where the classes are not known.
     class_names : of the labels, where classes have names.
-    statistics : mu (F,) and sigma (F, F), float64, of an ADM reference batch.
+    statistics, spatial_statistics : mu (F,) and sigma (F, F), mu_s (S,) and sigma_s (S, S), float64, of an ADM
+        reference batch.
     """
 
     source: str
@@ -57,6 +58,7 @@ class PictureSet:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     statistics: tuple[np.ndarray, np.ndarray] | None = None
+    spatial_statistics: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def of(cls, source: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> PictureSet:
@@ -125,6 +127,20 @@ def open_pictures(path: Path) -> PictureSet:
     raise InputError(f"no images at {path}; give an .npz with {PICTURES}, or a folder with {kinds}")
 
 
+def open_reference(path: Path, size: int) -> PictureSet:
+    """Open pictures, as `open_pictures`, that samples of `size` x `size` pixels are to be measured against.
+
+    Raises `InputError` as `open_pictures`, and where the pictures are of another size.
+    """
+    pictures = open_pictures(path)
+    if pictures.shape[:2] != (size, size):
+        raise InputError(
+            f"{path} has images of {pictures.height} x {pictures.width} pixels, the samples are of {size} x {size}; "
+            f"give a reference of their size"
+        )
+    return pictures
+
+
 def write_npz(
     path: Path, batches: Iterable[np.ndarray], count: int, shape: Shape, labels: np.ndarray | None = None
 ) -> None:
@@ -181,7 +197,8 @@ def _open_npz(path: Path) -> PictureSet:
         held_bytes = archive.getinfo(f"{PICTURES}.npy").file_size - header
         if held_bytes != count * height * width * channels:
             raise InputError(f"{path} is damaged: {PICTURES} is shorter or longer than it says; make it again")
-        arrays = {name: _read_array(archive, name) for name in (LABELS, *STATISTICS) if f"{name}.npy" in names}
+        members = (LABELS, *STATISTICS, *SPATIAL_STATISTICS)
+        arrays = {name: _read_array(archive, name) for name in members if f"{name}.npy" in names}
     labels = arrays.get(LABELS)
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
         raise InputError(
@@ -195,7 +212,8 @@ def _open_npz(path: Path) -> PictureSet:
         lambda first, size: _stream_npz(path, count, picture, first, size),
         lambda: _file_digest(path),
         None if labels is None else labels.astype(np.int64),
-        statistics=_statistics(path, arrays),
+        statistics=_statistics(path, arrays, STATISTICS),
+        spatial_statistics=_statistics(path, arrays, SPATIAL_STATISTICS),
     )
 
 
@@ -221,13 +239,19 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _statistics(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    if not set(STATISTICS) <= arrays.keys():
+def _statistics(
+    path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the mean and the covariance of these names, float64; None where there are none."""
+    given = [arrays[name] for name in names if name in arrays]
+    if not given:
         return None
-    mu, sigma = (arrays[name] for name in STATISTICS)
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise InputError(f"{path}: mu {mu.shape} and sigma {sigma.shape} are no mean and covariance; make it again")
-    return mu.astype(np.float64), sigma.astype(np.float64)
+    if len(given) < 2 or given[0].ndim != 1 or given[1].shape != 2 * given[0].shape:
+        held = ", ".join(f"{name} {arrays[name].shape}" for name in names if name in arrays)
+        raise InputError(f"{path}: {held}, where {names[0]} (F,) and {names[1]} (F, F) are expected; make it again")
+    if any(array.dtype.kind != "f" or not np.isfinite(array).all() for array in given):
+        raise InputError(f"{path}: {names[0]} or {names[1]} holds what is no number, such as NaN; make it again")
+    return given[0].astype(np.float64), given[1].astype(np.float64)
 
 
 def _stream_npz(path: Path, count: int, shape: Shape, first: int, size: int) -> Iterator[np.ndarray]:

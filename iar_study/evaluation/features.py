@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ INCEPTION_URL = (
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of that file, 96 MB; the file's name tells the beginning."""
 
+SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
+"""Where ADM's evaluator takes the features of sFID from: TensorFlow's `mixed_6/conv:0`, the 1x1 branch after its ReLU,
+(B, 17, 17, 192), of which the first channels. Of torch-fidelity's blocks, `Mixed_5b` is `mixed` and `Mixed_6d` is
+`mixed_6`; that is not `Mixed_6e`, as some have it."""
+
 DINOV2 = "dinov2-vit-l-14"
 """torch-fidelity's name of the size that FD_DINOv2 is measured with, 1,024 features."""
 
@@ -41,6 +46,22 @@ CONNECT_SECONDS = 10
 
 Progress = Callable[[int, int, str], None]
 """(done, in all, detail) is called as it goes on."""
+
+
+class Seen(NamedTuple):
+    """What an extractor sees in n pictures.
+
+    Attributes
+    ----------
+    features : float32 (n, F).
+    probabilities : of classes, float32 (n, K); None of an extractor that tells none.
+    spatial : float32 (n, 2023), the 17 x 17 places of Inception with 7 channels each, channels varying fastest, as
+        ADM's evaluator flattens them; None of another extractor.
+    """
+
+    features: np.ndarray
+    probabilities: np.ndarray | None = None
+    spatial: np.ndarray | None = None
 
 
 class Extractor(Protocol):
@@ -57,8 +78,8 @@ class Extractor(Protocol):
     batch: int
     identity: str | None
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return (features float32 (B, F), class probabilities float32 (B, K) or None) of uint8 images (B, H, W, C)."""
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | Seen:
+        """Return what it sees in uint8 images (B, H, W, C): features and probabilities of `Seen`, or all of it."""
         ...
 
 
@@ -83,17 +104,24 @@ class NetworkFeatures:
     """The features of a network of torch-fidelity and, of one that tells classes, the probabilities.
 
     The network takes uint8 (B, 3, H, W) of any size, resizes them itself as TensorFlow 1 did for FID, and returns
-    features and, maybe, logits.
+    features and, maybe, logits. `block` names a part of it whose output, (B, C, h, w), spatial features are taken from.
     """
 
     batch = 50
 
-    def __init__(self, name: str, network: nn.Module, identity: str, device: str) -> None:
+    def __init__(self, name: str, network: nn.Module, identity: str, device: str, block: str | None = None) -> None:
         self.name, self.network, self.device = name, network.to(device).eval(), device
-        self.identity: str | None = f"{identity}, {device}, {self.batch} at once"
+        of = f", {SPATIAL_CHANNELS} channels of {block}" if block else ""
+        self.identity: str | None = f"{identity}{of}, {device}, {self.batch} at once"
+        self._map: torch.Tensor | None = None
+        if block:
+            network.get_submodule(block).register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self._map = output
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, images: np.ndarray) -> Seen:
         """See `Extractor`; grey pictures are taken as RGB."""
         pixels = torch.tensor(with_channels(images, 3)).permute(0, 3, 1, 2).contiguous()
         # On a GPU: no products of 10 bits, and the same bits each time.
@@ -101,7 +129,10 @@ class NetworkFeatures:
             features, *logits = self.network(pixels.to(self.device))
         # As torch-fidelity does for the inception score: in float64, of logits without the bias.
         probabilities = logits[0].double().softmax(1).float().cpu().numpy() if logits else None
-        return features.cpu().numpy(), probabilities
+        spatial = None
+        if self._map is not None:
+            spatial = self._map[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu().numpy()
+        return Seen(features.cpu().numpy(), probabilities, spatial)
 
 
 class OwnFeatures:
@@ -172,7 +203,14 @@ def load_extractor(
 def extract(
     extractor: Extractor, batches: Iterable[np.ndarray], total: int, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (features float32 (total, F), probabilities float32 (total, K) or None), a batch in memory at a time.
+    """Return the features and the probabilities of `extract_all`."""
+    return extract_all(extractor, batches, total, progress)[:2]
+
+
+def extract_all(
+    extractor: Extractor, batches: Iterable[np.ndarray], total: int, progress: Progress | None = None
+) -> Seen:
+    """Return what the extractor sees in `total` pictures, a batch of them in memory at a time.
 
     Parameters
     ----------
@@ -183,21 +221,24 @@ def extract(
     ------
     InputError : there are more or fewer pictures, or they do not fit the extractor.
     """
-    outputs: list[np.ndarray] = []
+    outputs: list[np.ndarray | None] = []
     done = 0
     for images in batches:
-        computed = [part for part in extractor(images) if part is not None]
+        computed = Seen(*extractor(images))
         if not outputs:
-            outputs = [np.empty((total, part.shape[1]), np.float32) for part in computed]
+            outputs = [None if part is None else np.empty((total, part.shape[1]), np.float32) for part in computed]
         if done + len(images) <= total:
             for output, part in zip(outputs, computed, strict=True):
-                output[done : done + len(images)] = part
+                if output is not None:
+                    output[done : done + len(images)] = part
         done += len(images)
         if progress:
             progress(min(done, total), total, "")
     if done != total or not outputs:
         raise InputError(f"{total} images were to come, {done} came; make the file again")
-    return outputs[0], outputs[1] if len(outputs) > 1 else None
+    features, *others = outputs
+    assert features is not None
+    return Seen(features, *others)
 
 
 def _inception(file: Path | None, device: str, progress: Progress | None) -> Extractor:
@@ -214,7 +255,7 @@ def _inception(file: Path | None, device: str, progress: Progress | None) -> Ext
         )
     features = ["2048", "logits_unbiased"]
     loaded = _loaded("inception", network, "inception-v3-compat", features, feature_extractor_weights_path=str(path))
-    return NetworkFeatures("inception", loaded, f"inception {sha256}", device)
+    return NetworkFeatures("inception", loaded, f"inception {sha256}", device, SPATIAL_BLOCK)
 
 
 def _fetched_inception(progress: Progress | None) -> Path:

@@ -2,7 +2,9 @@
 
 Everything is computed in float64, from feature arrays (n, F). Memory stays bounded at 50,000 images of 2,048 features:
 Gaussians are accumulated over blocks of rows, and pairs of images are visited tile by tile. What a set needs of itself
-is computed once (`Reference`), so that many sets of samples can be measured against one.
+is computed once (`Reference`), so that many sets of samples can be measured against one. Given a `device`, pairs of
+images, triangles and roots of matrices are computed there with torch, in float64 too, and equal up to rounding; without
+one with NumPy.
 
 An interval tells how a value varies over other samples of the same generator, the reference held fixed; that of recall
 and of coverage, which are means over the reference, how it varies over other references, the samples held fixed.
@@ -13,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import rel_entr
 from scipy.stats import norm
 
@@ -29,8 +34,17 @@ NEIGHBOURS = (3, 5)
 TILE = 512
 """Rows of a set that meet rows of another at a time: a tile of 2 MiB stays in a core's cache."""
 
+DEVICE_TILE = 4096
+"""The same with torch: a tile of 128 MiB keeps a GPU busy."""
+
+SCORED_PARTS = 10
+"""Parts of the samples whose scores the customary inception score is the mean of; ADM's have 5,000 samples each."""
+
 EXTRAPOLATED = 5
 """Most parts that samples are split into to extrapolate the Frechet distance."""
+
+SPATIAL = "spatial_"
+"""Begins the names of the arrays that are kept of a Gaussian of spatial features."""
 
 Z = float(norm.ppf(0.975))
 """Standard errors from the middle of a 95% interval to its ends."""
@@ -79,9 +93,9 @@ class Gaussian:
     root: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray, which: str = "given features") -> Gaussian:
+    def of(cls, features: np.ndarray, which: str = "given features", device: str | None = None) -> Gaussian:
         """Fit to float (n, F), n >= 2. Raises `InputError`, which calls them `which`, if they are not."""
-        return GaussianStatistics().update(_checked(features, which)).gaussian()
+        return GaussianStatistics(device).update(_checked(features, which)).gaussian()
 
     @classmethod
     def from_moments(cls, mean: np.ndarray, covariance: np.ndarray, count: int) -> Gaussian:
@@ -119,8 +133,8 @@ class GaussianStatistics:
     max(1024, 2F) rows that batches are copied to; when it is full, the triangle takes it in.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, device: str | None = None) -> None:
+        self.count, self.device = 0, device
         self._block = np.empty((0, 0))
         self._filled = 0
         self._shift: np.ndarray | None = None
@@ -158,10 +172,12 @@ class GaussianStatistics:
         stacked = np.hstack([np.ones((len(rows), 1)), rows - shift])
         if self._triangle is not None:
             stacked = np.vstack([self._triangle, stacked])
+        if self.device is not None:
+            return shift, _back(torch.linalg.qr(_placed(stacked, self.device), mode="r").R)
         return shift, np.asarray(np.linalg.qr(stacked, mode="r"))  # an array already, which numpy's types do not know
 
 
-def frechet_distance(a: Gaussian | np.ndarray, b: Gaussian | np.ndarray) -> float:
+def frechet_distance(a: Gaussian | np.ndarray, b: Gaussian | np.ndarray, device: str | None = None) -> float:
     """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) in float64, 0 or more, in squared feature units.
 
     Parameters
@@ -173,17 +189,24 @@ def frechet_distance(a: Gaussian | np.ndarray, b: Gaussian | np.ndarray) -> floa
     ------
     InputError : the shapes do not fit, there are fewer than 2 rows, or a value is NaN or infinite.
     """
-    a, b = _gaussian(a, "first features"), _gaussian(b, "second features")
+    a, b = _gaussian(a, "first features", device), _gaussian(b, "second features", device)
     _same_width(len(a.mean), len(b.mean))
     # With S = R^T R, tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b^T: no root of a matrix that may
     # be singular, no complex numbers.
-    cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    if device is None:
+        cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    else:
+        cross = float(torch.linalg.svdvals(_placed(a.root, device) @ _placed(b.root, device).T).sum())
     distance = np.square(a.mean - b.mean).sum() + np.square(a.root).sum() + np.square(b.root).sum() - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave -1e-13 for equal sets
 
 
 def frechet_distance_at_infinity(
-    reference: Gaussian | np.ndarray, features: np.ndarray, seed: int = 0, progress: Progress | None = None
+    reference: Gaussian | np.ndarray,
+    features: np.ndarray,
+    seed: int = 0,
+    progress: Progress | None = None,
+    device: str | None = None,
 ) -> float:
     """Return the Frechet distance extrapolated linearly in 1/n to infinitely many samples (arXiv 1911.07023).
 
@@ -207,21 +230,26 @@ def frechet_distance_at_infinity(
     ------
     InputError : as `frechet_distance`.
     """
-    reference, x = _gaussian(reference, "first features"), _checked(features, "second features", least=4)
+    reference, x = _gaussian(reference, "first features", device), _checked(features, "second features", least=4)
     order = np.random.default_rng(seed).permutation(len(x))
     levels = min(max(len(x) // (2 * x.shape[1]), 2), EXTRAPOLATED, len(x) // 2)
     inverse_counts, distances = [], []
     for level in range(1, levels + 1):
         parts = np.array_split(order, level)
         inverse_counts.append(np.mean([1 / len(part) for part in parts]))
-        distances.append(np.mean([frechet_distance(reference, Gaussian.of(x[part])) for part in parts]))
+        fitted = (Gaussian.of(x[part], device=device) for part in parts)
+        distances.append(np.mean([frechet_distance(reference, part, device) for part in fitted]))
         if progress:
             progress("Frechet distance at infinity", level, levels, f"{level} times {len(parts[-1])} samples")
     return float(np.polynomial.Polynomial.fit(inverse_counts, distances, 1)(0))
 
 
 def frechet_standard_error(
-    reference: Gaussian | np.ndarray, features: np.ndarray, seed: int = 0, progress: Progress | None = None
+    reference: Gaussian | np.ndarray,
+    features: np.ndarray,
+    seed: int = 0,
+    progress: Progress | None = None,
+    device: str | None = None,
 ) -> float:
     """Return the bootstrap's standard error of the Frechet distance over resampled samples, the reference fixed.
 
@@ -231,26 +259,28 @@ def frechet_standard_error(
     # samples, so its FD is larger than the measured one by FD's own bias once more: percentiles of wide features may
     # not even hold the measured value. FD at infinity takes the same error: extrapolation removes the bias, and leaves
     # what is peculiar to these samples nearly as it is.
-    reference, x = _gaussian(reference, "first features"), _checked(features, "second features")
+    reference, x = _gaussian(reference, "first features", device), _checked(features, "second features")
     _same_width(len(reference.mean), x.shape[1])
     n, width = x.shape
     rng = np.random.default_rng(seed)
-    middle = x.mean(axis=0, dtype=np.float64)
+    centre = x.mean(axis=0, dtype=np.float64)
+    seen, middle, mean, root = (_placed(array, device) for array in (x, centre, reference.mean, reference.root))
     distances = np.empty(200 if width <= 512 else 20)
     for i in range(len(distances)):
-        weights = np.bincount(rng.integers(n, size=n), minlength=n)
-        first, second = np.zeros(width), np.zeros((width, width))
+        weights = _placed(np.bincount(rng.integers(n, size=n), minlength=n), device)
+        first, second = _placed(np.zeros(width), device), _placed(np.zeros((width, width)), device)
         for rows in _tiles(n, 8 * TILE):
-            centred = x[rows] - middle
+            centred = seen[rows] - middle
             weighted = centred * weights[rows, None]
             first += weighted.sum(axis=0)
             second += weighted.T @ centred
-        covariance = (second - np.outer(first, first) / n) / (n - 1)
+        covariance = (second - first[:, None] * first / n) / (n - 1)
         # Squaring is harmless here: a singular value off by 1e-8 of the largest is nothing to a standard error.
-        squares = np.linalg.eigvalsh(reference.root @ covariance @ reference.root.T)
-        offset = middle + first / n - reference.mean
+        eigenvalues = np.linalg.eigvalsh if device is None else torch.linalg.eigvalsh
+        squares = _back(eigenvalues(root @ covariance @ root.T))
+        offset = _back(middle + first / n - mean)
         cross = np.sqrt(np.maximum(squares, 0)).sum()
-        distances[i] = np.square(offset).sum() + np.trace(covariance) - 2 * cross  # tr S_a is the same in all
+        distances[i] = np.square(offset).sum() + float(covariance.trace()) - 2 * cross  # tr S_a is the same in all
         if progress:
             progress("interval of the Frechet distance", i + 1, len(distances), f"{n} samples")
     return float(distances.std(ddof=1))
@@ -264,14 +294,23 @@ class Reference:
     features : float32 or float64 (n, F), n >= 2; kept as they are.
     gaussian : stands for the features in Frechet distances; by default their own. It may be that of a whole training
         set, of which these are a part.
+    spatial : the Gaussian of spatial features; None where there are none.
+    device : one of torch's, on which samples are measured against it; None: by NumPy.
 
     Raises
     ------
     InputError : features of another shape, with NaN or infinite values, or of another width than the Gaussian.
     """
 
-    def __init__(self, features: np.ndarray, gaussian: Gaussian | None = None) -> None:
+    def __init__(
+        self,
+        features: np.ndarray,
+        gaussian: Gaussian | None = None,
+        spatial: Gaussian | None = None,
+        device: str | None = None,
+    ) -> None:
         self.features = np.ascontiguousarray(_checked(features, "reference features"))
+        self.spatial, self.device = spatial, device
         self._own: tuple[np.ndarray, np.ndarray] | None = None
         if gaussian is not None:
             _same_width(len(gaussian.mean), self.features.shape[1])
@@ -280,7 +319,7 @@ class Reference:
     @cached_property
     def gaussian(self) -> Gaussian:
         """The Gaussian that Frechet distances are measured from."""
-        return Gaussian.of(self.features, "reference features")
+        return Gaussian.of(self.features, "reference features", self.device)
 
     def own_pairs(self, progress: Progress | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (radii, similarity), computed in the first call.
@@ -289,22 +328,23 @@ class Reference:
         similarity : float64 (n,), its mean cubic kernel with all others.
         """
         if self._own is None:
-            self._own = _among_themselves(self.features, progress)
+            self._own = _among_themselves(self.features, progress, self.device)
         return self._own
 
     def arrays(self, progress: Progress | None = None) -> dict[str, np.ndarray]:
         """Return everything as contiguous arrays, for `from_arrays`."""
         radii, similarity = self.own_pairs(progress)
-        fitted = {"count": np.array([self.gaussian.count]), "mean": self.gaussian.mean, "root": self.gaussian.root}
+        fitted = _as_arrays(self.gaussian) | (_as_arrays(self.spatial, SPATIAL) if self.spatial else {})
         return {"features": self.features, **fitted, "radii": radii, "similarity": similarity}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Reference:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], device: str | None = None) -> Reference:
         """Return the reference that gave these arrays, to the bit; raises `InputError` where one is missing."""
         missing = {"features", "count", "mean", "root", "radii", "similarity"} - set(arrays)
         if missing:
             raise InputError(f"a stored reference lacks {', '.join(sorted(missing))}; make it again")
-        reference = cls(arrays["features"], Gaussian(int(arrays["count"][0]), arrays["mean"], arrays["root"]))
+        spatial = _from_arrays(arrays, SPATIAL) if f"{SPATIAL}count" in arrays else None
+        reference = cls(arrays["features"], _from_arrays(arrays), spatial, device)
         reference._own = arrays["radii"], arrays["similarity"]
         return reference
 
@@ -327,29 +367,32 @@ class Pairs:
     ) -> None:
         self.reference = reference if isinstance(reference, Reference) else Reference(reference)
         # What samples tell of themselves is what a reference tells of itself.
-        self.samples = Reference(_checked(features, "sample features", least=3))
+        device = self.reference.device
+        self.samples = Reference(_checked(features, "sample features", least=3), device=device)
         x, y = self.samples.features, self.reference.features
         _same_width(y.shape[1], x.shape[1])
-        small, large = self.reference.own_pairs(progress)[0].T
-        own = self.samples.own_pairs(progress)[0][:, :1]
+        radii = self.reference.own_pairs(progress)[0].T
+        own = _placed(self.samples.own_pairs(progress)[0][:, :1], device)
+        small, large, x, y = (_placed(array, device) for array in (*radii, x, y))
         n, m = len(x), len(y)
-        self.similarity = np.zeros(n)  # mean cubic kernel of a sample with the reference
-        self.precise = np.zeros(n, bool)  # whether the sample lies in a ball of the reference
-        self.recalled = np.zeros(m, bool)  # whether the reference image lies in a ball of the samples
-        self.balls = np.zeros(n, int)  # larger balls of the reference that the sample lies in
-        self.covered = np.zeros(m, bool)  # whether a sample lies in the larger ball of the reference image
-        for rows in _tiles(n):
-            for columns in _tiles(m):
+        empty = (np.zeros(n), np.zeros(n, bool), np.zeros(m, bool), np.zeros(n, int), np.zeros(m, bool))
+        similarity, precise, recalled, balls, covered = (_placed(array, device) for array in empty)
+        for rows in _tiles(n, _tile(device)):
+            for columns in _tiles(m, _tile(device)):
                 kernel, distances = _kernel_and_distances(x[rows], y[columns])
-                self.similarity[rows] += kernel.sum(axis=1)
-                self.precise[rows] |= (distances <= small[columns]).any(axis=1)
-                self.recalled[columns] |= (distances <= own[rows]).any(axis=0)
+                similarity[rows] += kernel.sum(axis=1)
+                precise[rows] |= (distances <= small[columns]).any(axis=1)
+                recalled[columns] |= (distances <= own[rows]).any(axis=0)
                 inside = distances <= large[columns]
-                self.balls[rows] += np.count_nonzero(inside, axis=1)
-                self.covered[columns] |= inside.any(axis=0)
+                balls[rows] += inside.sum(axis=1)
+                covered[columns] |= inside.any(axis=0)
             if progress:
                 progress("pairs of sample and reference", rows.stop, n, f"{n} by {m} images")
-        self.similarity /= m
+        self.similarity = _back(similarity) / m  # mean cubic kernel of a sample with the reference
+        self.precise = _back(precise)  # whether the sample lies in a ball of the reference
+        self.recalled = _back(recalled)  # whether the reference image lies in a ball of the samples
+        self.balls = _back(balls)  # larger balls of the reference that the sample lies in
+        self.covered = _back(covered)  # whether a sample lies in the larger ball of the reference image
 
 
 def kernel_distance(pairs: Pairs) -> Estimate:
@@ -372,8 +415,10 @@ def kernel_distance(pairs: Pairs) -> Estimate:
 def precision_recall(pairs: Pairs) -> tuple[Estimate, Estimate]:
     """Return improved precision and recall (arXiv 1904.06991): the share of one set within the other's manifold.
 
-    A set's manifold is the union of balls around its images, each reaching to the 3rd nearest other one. Raises
-    `InputError` when a set has fewer than 4.
+    A set's manifold is the union of balls around its images, each reaching to the 3rd nearest other one; ADM's
+    evaluator and torch-fidelity define them so too. ADM's computes squared distances in float16, where none overflows,
+    and here they are of float64: on features of Inception's size that moves either by about 0.001. Raises `InputError`
+    when a set has fewer than 4.
     """
     _enough(len(pairs.covered), NEIGHBOURS[0], "reference features")
     _enough(len(pairs.balls), NEIGHBOURS[0], "sample features")
@@ -406,7 +451,7 @@ def classification_score(probabilities: np.ndarray) -> Estimate:
     Parameters
     ----------
     probabilities : float (n, K), n >= 2; rows sum to 1. p(y) is the mean of all rows: the customary mean over 10 parts
-        is the score of a tenth of the samples.
+        is the score of a tenth of the samples, `score_of_parts`.
 
     Raises
     ------
@@ -420,10 +465,30 @@ def classification_score(probabilities: np.ndarray) -> Estimate:
     return Estimate(*(float(np.exp(bound)) for bound in (logarithm.value, logarithm.low, logarithm.high)))
 
 
+def score_of_parts(probabilities: np.ndarray) -> Estimate:
+    """Return the mean `classification_score` of ten parts of the samples, in their order: the inception score as it is
+    published, of parts of 5,000 at 50,000 samples (ADM's evaluator) and of tenths at any count (torch-fidelity).
+
+    Smaller parts have lower scores: compare equal counts. Raises `InputError` as `classification_score`, and for fewer
+    than 20 samples.
+    """
+    n = len(probabilities)
+    if n < 2 * SCORED_PARTS:
+        raise InputError(f"the score of {SCORED_PARTS} parts needs {2 * SCORED_PARTS} samples, got {n}")
+    ends = [i * n // SCORED_PARTS for i in range(SCORED_PARTS + 1)]
+    scores = [classification_score(probabilities[a:b]) for a, b in pairwise(ends)]
+    # Each part tells how its own logarithm varies, over many samples; the spread of ten values would tell less.
+    errors = np.array([each.value * np.log(each.high / each.low) / (2 * Z) for each in scores])
+    return Estimate.around(
+        float(np.mean([each.value for each in scores])), float(np.linalg.norm(errors)) / SCORED_PARTS
+    )
+
+
 def measure_fidelity(
     reference: Reference,
     features: np.ndarray,
     probabilities: np.ndarray | None,
+    spatial: np.ndarray | None = None,
     *,
     intervals: bool,
     seed: int = 0,
@@ -436,13 +501,15 @@ def measure_fidelity(
     reference : at least 6 images.
     features : float (n, F) of the samples, n >= 4, by the reference's extractor.
     probabilities : float (n, K), its class probabilities of the samples; None: no score.
+    spatial : float (n, S), spatial features of the samples; None: neither sfd nor score10, which belong to Inception.
     intervals : whether to tell 95% intervals. The Frechet distance's takes most of the time.
     seed : of the extrapolation's shuffling and of the bootstrap.
     progress : called during the longer parts.
 
     Returns
     -------
-    fd, fd_inf, kd, score (with probabilities), precision, recall, density, coverage, in this order; see
+    fd, sfd (where samples and reference have spatial features), fd_inf, kd, score (with probabilities), score10 (with
+    spatial features too, of 20 samples or more), precision, recall, density, coverage, in this order; see
     `metrics.FIDELITY`.
 
     Raises
@@ -452,14 +519,25 @@ def measure_fidelity(
     x = _checked(features, "sample features", least=NEIGHBOURS[0] + 1)
     _same_width(reference.features.shape[1], x.shape[1])
     _enough(len(reference.features), NEIGHBOURS[1], "reference features")
-    if probabilities is not None and len(probabilities) != len(x):
-        raise InputError(f"there are {len(probabilities)} rows of class probabilities for {len(x)} samples")
+    for given, what in ((probabilities, "class probabilities"), (spatial, "spatial features")):
+        if given is not None and len(given) != len(x):
+            raise InputError(f"there are {len(given)} rows of {what} for {len(x)} samples")
     score = {} if probabilities is None else {"score": classification_score(probabilities)}
+    if probabilities is not None and spatial is not None and len(x) >= 2 * SCORED_PARTS:
+        score["score10"] = score_of_parts(probabilities)
 
-    fd = frechet_distance(reference.gaussian, x)
-    fd_inf = frechet_distance_at_infinity(reference.gaussian, x, seed, progress)
-    error = frechet_standard_error(reference.gaussian, x, seed, progress) if intervals else 0.0
-    measured = {"fd": Estimate.around(fd, error), "fd_inf": Estimate.around(fd_inf, error)}
+    def error(of: Gaussian, features: np.ndarray) -> float:
+        return frechet_standard_error(of, features, seed, progress, device) if intervals else 0.0
+
+    device = reference.device
+    fd = frechet_distance(reference.gaussian, x, device)
+    fd_inf = frechet_distance_at_infinity(reference.gaussian, x, seed, progress, device)
+    deviation = error(reference.gaussian, x)
+    measured = {"fd": Estimate.around(fd, deviation)}
+    if reference.spatial is not None and spatial is not None:
+        sfd = frechet_distance(reference.spatial, spatial, device)
+        measured["sfd"] = Estimate.around(sfd, error(reference.spatial, spatial))
+    measured["fd_inf"] = Estimate.around(fd_inf, deviation)
     pairs = Pairs(reference, x, progress)
     measured |= {"kd": kernel_distance(pairs)} | score
     measured["precision"], measured["recall"] = precision_recall(pairs)
@@ -467,17 +545,20 @@ def measure_fidelity(
     return measured if intervals else {name: Estimate(estimate.value) for name, estimate in measured.items()}
 
 
-def _among_themselves(x: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+def _among_themselves(
+    features: np.ndarray, progress: Progress | None, device: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return radii and similarity of `Reference.own_pairs`; two tiles meet once, for both."""
-    n, most = len(x), max(NEIGHBOURS)
-    nearest, similarity = np.full((n, most), np.inf), np.zeros(n)
-    tiles = list(_tiles(n))
+    n, most = len(features), max(NEIGHBOURS)
+    found = (features, np.full((n, most), np.inf), np.zeros(n))
+    x, nearest, similarity = (_placed(array, device) for array in found)
+    tiles = list(_tiles(n, _tile(device)))
     for i, rows in enumerate(tiles):
         for columns in tiles[i:]:
             kernel, distances = _kernel_and_distances(x[rows], x[columns])
             if rows == columns:
-                np.fill_diagonal(kernel, 0)
-                np.fill_diagonal(distances, np.inf)
+                itself = np.arange(len(kernel))
+                kernel[itself, itself], distances[itself, itself] = 0, np.inf
             else:
                 similarity[columns] += kernel.sum(axis=0)
                 nearest[columns] = _smallest(nearest[columns], distances.T)
@@ -485,36 +566,65 @@ def _among_themselves(x: np.ndarray, progress: Progress | None) -> tuple[np.ndar
             nearest[rows] = _smallest(nearest[rows], distances)
         if progress:
             progress("pairs within a set", rows.stop, n, f"{n} images")
-    nearest.sort(axis=1)
-    return np.stack([nearest[:, k - 1] for k in NEIGHBOURS], axis=1), similarity / (n - 1)
+    nearest = np.sort(_back(nearest), axis=1)
+    return np.stack([nearest[:, k - 1] for k in NEIGHBOURS], axis=1), _back(similarity) / (n - 1)
 
 
-def _kernel_and_distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cubic kernel and the squared distance of every row of x and every row of y, float64."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
+def _kernel_and_distances(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return the cubic kernel and the squared distance of every row of x and every row of y, float64.
+
+    x, y : float (b, F) and (c, F), both arrays or both tensors; so are the results, (b, c).
+    """
+    x, y = (rows.double() if isinstance(rows, torch.Tensor) else rows.astype(np.float64) for rows in (x, y))
     products = x @ y.T
     kernel = products / x.shape[1]
     kernel += 1
     kernel *= kernel * kernel
     # Norms are shrunk by a hair, so that equal images are at distance 0 whichever way their products are rounded.
-    distances = np.multiply(products, -2, out=products)
-    distances += (1 - 1e-12) * np.square(x).sum(axis=1)[:, None]
-    distances += (1 - 1e-12) * np.square(y).sum(axis=1)
-    return kernel, np.maximum(distances, 0, out=distances)
+    distances = products
+    distances *= -2
+    distances += (1 - 1e-12) * (x * x).sum(axis=1)[:, None]
+    distances += (1 - 1e-12) * (y * y).sum(axis=1)
+    return kernel, distances.clip(0)
 
 
-def _smallest(kept: np.ndarray, distances: np.ndarray) -> np.ndarray:
+def _smallest(kept: Any, distances: Any) -> Any:
     """Return the smallest values of both in each row, as many as were kept, in no order."""
     k = kept.shape[1]
+    if isinstance(kept, torch.Tensor):
+        return torch.hstack([kept, distances]).topk(k, largest=False).values
     return np.partition(np.hstack([kept, distances]), k - 1, axis=1)[:, :k]
 
 
-def _tiles(n: int, size: int = TILE) -> Iterator[slice]:
+def _placed(x: np.ndarray, device: str | None) -> Any:
+    """Return the array as it is, or as a tensor on the device."""
+    return x if device is None else torch.tensor(x, device=device)
+
+
+def _back(x: Any) -> np.ndarray:
+    """Return what was an array, or a tensor, as an array."""
+    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def _tile(device: str | None) -> int:
+    return TILE if device is None else DEVICE_TILE
+
+
+def _tiles(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _gaussian(given: Gaussian | np.ndarray, which: str) -> Gaussian:
-    return given if isinstance(given, Gaussian) else Gaussian.of(given, which)
+def _gaussian(given: Gaussian | np.ndarray, which: str, device: str | None) -> Gaussian:
+    return given if isinstance(given, Gaussian) else Gaussian.of(given, which, device)
+
+
+def _as_arrays(fitted: Gaussian, prefix: str = "") -> dict[str, np.ndarray]:
+    arrays = {"count": np.array([fitted.count]), "mean": fitted.mean, "root": fitted.root}
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], prefix: str = "") -> Gaussian:
+    return Gaussian(int(arrays[f"{prefix}count"][0]), arrays[f"{prefix}mean"], arrays[f"{prefix}root"])
 
 
 def _checked(features: np.ndarray, which: str, least: int = 2) -> np.ndarray:

@@ -25,8 +25,9 @@ from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig
 from iar_study.data.images import Images, has_images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
-from iar_study.evaluation.features import Extractor, extract, load_extractor, with_channels
-from iar_study.evaluation.fidelity import Estimate, Gaussian, Reference, measure_fidelity, perfect_coverage
+from iar_study.evaluation.feature_parts import FeatureParts, reference_of
+from iar_study.evaluation.features import Extractor, Seen, extract_all, load_extractor, with_channels
+from iar_study.evaluation.fidelity import Estimate, measure_fidelity, perfect_coverage
 from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
 from iar_study.pipeline.carried_over import carry_over, training_of
 from iar_study.pipeline.drawing import drawn_tokens, sampling_model
@@ -34,7 +35,7 @@ from iar_study.pipeline.measuring import load_classifier
 from iar_study.pipeline.stages import THREADS, classifier_product, images_of
 from iar_study.pipeline.workspace import Workspace, config_of, is_finished, read_record
 from iar_study.running.display import Display
-from iar_study.storage import digest, load_arrays, locked, save_arrays, unwritable
+from iar_study.storage import digest, load_arrays, locked, unwritable
 from iar_study.tokenizers.given import DECODED_AT_ONCE, decoded, load_tokenizer, tokenizer_digest
 from iar_study.tokenizers.vq import Tokenizer
 from iar_study.training.train_gpt import settle_torch
@@ -311,6 +312,7 @@ def evaluate_samples(
                 f"{_size(pictures)} and {held_out.source} has {_size(held_out)}; resize one of them"
             )
         torch.set_num_threads(THREADS)  # as in a trial: the same bits
+        device = "cpu"
         product = _classifier(trial, images, reference, workspace, display)
         facts |= {"accuracy": load_arrays(product)[1]["accuracy"], "product": product.name}
         extractor = load_extractor(kind, "cpu", load_classifier(product))
@@ -318,30 +320,31 @@ def evaluate_samples(
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         extractor = load_extractor(extractor_spec, device, progress=lambda *at: display.update("weights", *at))
 
-    of_reference, _ = _features(held_out, extractor, "reference", workspace, display)
-    features, probabilities = _features(pictures, extractor, "samples", workspace, display)
-    notes, gaussian = [], None
-    if held_out.statistics is not None and extractor.name == "inception":
-        gaussian = _gaussian(held_out, of_reference.shape[1])
+    of_reference = _features(held_out, extractor, "reference", workspace, display)
+    seen = _features(pictures, extractor, "samples", workspace, display)
+    notes, given = [], (held_out.statistics, held_out.spatial_statistics)
+    if extractor.name != "inception":
+        given = (None, None)
+    elif told := [name for name, moments in zip(("mu", "mu_s"), given, strict=True) if moments is not None]:
         notes.append(
-            f"FD is to mu and sigma of {held_out.source}; the other metrics are to its {held_out.count} images"
+            f"FD is to {' and '.join(told)} of {held_out.source}, of more images than it holds; "
+            f"the other metrics are to its {held_out.count} images"
         )
     measured = measure_fidelity(
-        Reference(of_reference, gaussian=gaussian),
-        features,
-        probabilities,
+        reference_of(of_reference, held_out.source, *given, device="cuda" if device == "cuda" else None),
+        *seen,
         intervals=True,
         seed=seed,
         progress=display.update,
     )
     estimates = {fidelity_key(family, extractor.name, pictures.count): found for family, found in measured.items()}
-    if extractor.name == "classifier" and probabilities is not None:
-        labels, why = _labels(pictures, images, probabilities.shape[1])
+    if extractor.name == "classifier" and seen.probabilities is not None:
+        labels, why = _labels(pictures, images, seen.probabilities.shape[1])
         if labels is None:
             notes.append(f"no class agreement: {why}")
         else:
             key = fidelity_key("class_agreement", extractor.name, pictures.count)
-            estimates[key] = Estimate.share(probabilities.argmax(1) == labels)
+            estimates[key] = Estimate.share(seen.probabilities.argmax(1) == labels)
     notes += _cautions(estimates, pictures.count, held_out.count)
     shutil.rmtree(_kept(pictures, extractor, workspace), ignore_errors=True)
     compared = {
@@ -377,47 +380,29 @@ def _classifier(trial: str, images: Images | None, reference: str, workspace: Wo
     return classifier_product(images, ClassifierConfig(), workspace, display.update)
 
 
-def _features(
-    pictures: PictureSet, extractor: Extractor, what: str, workspace: Workspace, display: Display
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the features of pictures and their class probabilities; what takes long is kept as it goes on."""
+def _features(pictures: PictureSet, extractor: Extractor, what: str, workspace: Workspace, display: Display) -> Seen:
+    """Return what the extractor sees in pictures; what takes long is kept as it goes on."""
 
     def show(done: int, total: int, detail: str) -> None:
         display.update(f"features of the {what}", before + done, pictures.count, detail)
 
     before, batch = 0, extractor.batch
     if extractor.identity is None:
-        return extract(extractor, pictures.batches(batch), pictures.count, show)
-    folder = _kept(pictures, extractor, workspace)
-    firsts = range(0, pictures.count, KEPT_AT_ONCE)
-    files = [folder / f"{first:08}.safetensors" for first in firsts]
-    whole = next((i for i, file in enumerate(files) if not file.exists()), len(files))
+        return extract_all(extractor, pictures.batches(batch), pictures.count, show)
+    kept = FeatureParts(_kept(pictures, extractor, workspace))
+    numbers = range(math.ceil(pictures.count / KEPT_AT_ONCE))
+    whole = next((number for number in numbers if not kept.has(number)), len(numbers))
     stream = pictures.batches(batch, whole * KEPT_AT_ONCE)
-    for first, file in list(zip(firsts, files, strict=True))[whole:]:
-        before, count = first, min(KEPT_AT_ONCE, pictures.count - first)
-        features, probabilities = extract(extractor, islice(stream, math.ceil(count / batch)), count, show)
-        arrays = {"features": features}
-        save_arrays(file, arrays if probabilities is None else {**arrays, "probabilities": probabilities})
-    parts = [load_arrays(file)[0] for file in files]
-    features, *others = (np.concatenate([part[name] for part in parts]) for name in sorted(parts[0]))
-    return features, others[0] if others else None
+    for number in numbers[whole:]:
+        before = number * KEPT_AT_ONCE
+        count = min(KEPT_AT_ONCE, pictures.count - before)
+        kept.save(number, extract_all(extractor, islice(stream, math.ceil(count / batch)), count, show))
+    return kept.joined(numbers)
 
 
 def _kept(pictures: PictureSet, extractor: Extractor, workspace: Workspace) -> Path:
     """Return where features of pictures are kept."""
     return workspace.cache / f"features-{digest(extractor.identity, pictures.digest, pictures.count)[:16]}"
-
-
-def _gaussian(held_out: PictureSet, width: int) -> Gaussian:
-    """Return the Gaussian that an ADM reference batch brings along."""
-    assert held_out.statistics is not None
-    mu, sigma = held_out.statistics
-    if len(mu) != width:
-        raise InputError(
-            f"{held_out.source}: mu is of {len(mu)} features, Inception has {width}; use another reference"
-        )
-    # Of how many images the file does not tell; more than there are features, so that sigma is taken as it is.
-    return Gaussian.from_moments(mu, sigma, max(held_out.count, width + 1))
 
 
 def _labels(pictures: PictureSet, images: Images | None, classes: int) -> tuple[np.ndarray | None, str]:

@@ -16,7 +16,7 @@ from iar_study.errors import InputError
 from iar_study.storage import digest
 from iar_study.tokenizers.layout import side_in_tokens
 from iar_study.tokenizers.patch_vq import PatchVQ
-from iar_study.tokenizers.vq import Tokenizer, VQModel, to_uint8
+from iar_study.tokenizers.vq import Tokenizer, VQModel, to_uint8, to_uint8_of_size
 
 DECODED_AT_ONCE = 2**20
 """Pixels that are decoded at a time: 16 pictures of 256 x 256, of which VQ-16 needs some GB."""
@@ -64,7 +64,11 @@ def codebook_of(tokenizer: Tokenizer) -> Codebook:
 
 
 def decoded(
-    tokenizer: Tokenizer, tokens: np.ndarray, at_once: int | None = None, codebook: Tensor | None = None
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    at_once: int | None = None,
+    codebook: Tensor | None = None,
+    size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Give the pictures, uint8 (b, h, w, c), of tokens, int (n, T), some at a time, on the tokenizer's device.
 
@@ -72,6 +76,7 @@ def decoded(
     ----------
     at_once : pictures that are decoded together, on which the last bits may depend; by default `DECODED_AT_ONCE`.
     codebook : float (N, d), replaces the tokenizer's own, as for rearranged tokens.
+    size : pixels a side, to which the decoder's output is brought; by default it stays as it is.
 
     Raises
     ------
@@ -82,7 +87,8 @@ def decoded(
         raise InputError(f"tokens lie in {tokens.min()} ... {tokens.max()}, the codebook has {len(rows)} codes")
     grids = torch.from_numpy(tokens.astype(np.int64)).view(-1, grid, grid)
     for some in grids.split(at_once or max(1, DECODED_AT_ONCE // (grid * tokenizer.patch) ** 2)):
-        yield to_uint8(tokenizer.decode_codes(some.to(rows.device), codebook))
+        images = tokenizer.decode_codes(some.to(rows.device), codebook)
+        yield to_uint8(images) if size is None else to_uint8_of_size(images, size)
 
 
 def batch_of(pixels: int) -> int:
@@ -91,8 +97,12 @@ def batch_of(pixels: int) -> int:
 
 
 def decode_tokens(
-    tokenizer: Tokenizer, tokens: np.ndarray, codebook: Tensor | None = None, batch: int | None = None
+    tokenizer: Tokenizer,
+    tokens: np.ndarray,
+    codebook: Tensor | None = None,
+    batch: int | None = None,
+    size: int | None = None,
 ) -> np.ndarray:
     """Return all that `decoded` gives, uint8 (n, h, w, c); by default `batch_of` the pictures' size are together."""
     batch = batch or batch_of(tokens.shape[1] * tokenizer.patch**2)
-    return np.concatenate(list(decoded(tokenizer, tokens, batch, codebook)))
+    return np.concatenate(list(decoded(tokenizer, tokens, batch, codebook, size)))

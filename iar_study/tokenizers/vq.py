@@ -40,6 +40,20 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def to_uint8_of_size(images: Tensor, size: int) -> np.ndarray:
+    """Turn float images (B, C, H, W), about [-1, 1], into uint8 (B, size, size, C) as LlamaGen does to measure them.
+
+    Bicubic without antialias, before anything is clipped; then 127.5 x + 128, clipped to 0 ... 255, cut to an integer
+    (`sample_c2i_ddp.py`). That is the rule of `to_uint8` but for rounding: of a million values, five are a level apart.
+    Images that are of this size are turned by `to_uint8`.
+    """
+    if images.shape[2:] == (size, size):
+        return to_uint8(images)
+    resized = F.interpolate(images.detach(), size=(size, size), mode="bicubic", align_corners=False)
+    levels = (127.5 * resized + 128).clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
 def unit(x: Tensor, dim: int) -> Tensor:
     """L2-normalise along `dim`: what can be squared to the same bits as `F.normalize`, what cannot in the same way.
 

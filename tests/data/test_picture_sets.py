@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
+from iar_study.data.picture_sets import PictureSet, open_pictures, open_reference, write_npz
 from iar_study.errors import InputError
 from tests.data.test_folder import ODD_NAMES, UPRIGHT
 
@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, shape, written, size, la
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_what_numpy_writes_is_read(tmp_path, save):
     path = tmp_path / "numpy.npz"
-    statistics = {"mu": np.arange(2, dtype=np.float32), "sigma": np.eye(2), "mu_s": np.zeros(3)}
+    statistics = {"mu": np.arange(2, dtype=np.float32), "sigma": np.eye(2), "mu_s": np.ones(3), "sigma_s": np.eye(3)}
     save(path, PICTURES, np.arange(7, dtype=np.int32), **statistics)
     opened = open_pictures(path)
     np.testing.assert_array_equal(read(opened), PICTURES)
@@ -69,6 +69,10 @@ def test_what_numpy_writes_is_read(tmp_path, save):
     mu, sigma = opened.statistics
     np.testing.assert_array_equal(mu, [0, 1])
     np.testing.assert_array_equal(sigma, np.eye(2))
+    mu_s, sigma_s = opened.spatial_statistics
+    np.testing.assert_array_equal(mu_s, [1, 1, 1])
+    np.testing.assert_array_equal(sigma_s, np.eye(3))
+    assert {mu.dtype, sigma.dtype, mu_s.dtype, sigma_s.dtype} == {np.dtype(np.float64)}
 
 
 def test_equal_pictures_are_equal_bytes_however_they_come(tmp_path):
@@ -131,7 +135,15 @@ def shortened_member(path):
         (savez(arr_0=PICTURES, arr_1=np.array([{}] * 7, object)), "no .npz of plain arrays .*Object arrays cannot"),
         (savez(arr_0=PICTURES, arr_1=np.zeros(7)), "arr_1 is float64"),
         (savez(arr_0=PICTURES, arr_1=np.arange(6)), r"arr_1 is int64 \(6,\), where the classes of 7"),
-        (savez(arr_0=PICTURES, mu=np.zeros(3), sigma=np.eye(2)), "no mean and covariance"),
+        (
+            savez(arr_0=PICTURES, mu=np.zeros(3), sigma=np.eye(2)),
+            r"mu \(3,\), sigma \(2, 2\), where mu \(F,\) and sigma",
+        ),
+        (savez(arr_0=PICTURES, mu=np.zeros(3)), r"mu \(3,\), where mu \(F,\) and sigma \(F, F\) are expected"),
+        (savez(arr_0=PICTURES, sigma_s=np.eye(3)), r"sigma_s \(3, 3\), where mu_s"),
+        (savez(arr_0=PICTURES, mu=np.zeros(2), sigma=np.full((2, 2), np.nan)), "mu or sigma holds what is no number"),
+        (savez(arr_0=PICTURES, mu_s=np.full(2, np.inf), sigma_s=np.eye(2)), "mu_s or sigma_s holds what is no number"),
+        (savez(mu=np.zeros(2), sigma=np.eye(2)), "has no arr_0, only mu, sigma"),
     ],
 )
 def test_a_bad_npz_is_named_in_one_line(tmp_path, save, message):
@@ -141,6 +153,23 @@ def test_a_bad_npz_is_named_in_one_line(tmp_path, save, message):
         open_pictures(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_reference_is_of_the_size_of_the_samples_and_named_by_its_content(tmp_path):
+    square = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3), np.uint8)
+    for name in ("a.npz", "elsewhere.npz"):
+        np.savez(tmp_path / name, square, mu=np.zeros(2), sigma=np.eye(2))
+    for number, picture in enumerate(square):
+        paint(tmp_path / "folder" / f"{number}.png", picture)
+    first, again, folder = (open_reference(tmp_path / name, 6) for name in ("a.npz", "elsewhere.npz", "folder"))
+    assert first.digest == again.digest
+    assert first.statistics is not None
+    assert folder.statistics is folder.spatial_statistics is None
+    np.testing.assert_array_equal(read(folder), square)
+    np.savez(tmp_path / "a.npz", square, mu=np.ones(2), sigma=np.eye(2))
+    assert open_reference(tmp_path / "a.npz", 6).digest != again.digest
+    with pytest.raises(InputError, match=r"a\.npz has images of 6 x 6 pixels, the samples are of 8 x 8; give a ref"):
+        open_reference(tmp_path / "a.npz", 8)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -16,7 +16,7 @@ from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
 from iar_study.evaluation import features as module
 from iar_study.evaluation.classifier import FEATURES, Classifier, classify
-from iar_study.evaluation.features import ClassifierFeatures, extract, load_extractor, with_channels
+from iar_study.evaluation.features import ClassifierFeatures, extract, extract_all, load_extractor, with_channels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
@@ -92,12 +92,16 @@ class StandIn(nn.Module):
         super().__init__()
         assert (name, features_list) == ("inception-v3-compat", ["2048", "logits_unbiased"])
         self.conv, self.fc = nn.Conv2d(3, 2048, 3), nn.Linear(2048, 1008)
+        self.Mixed_6d = nn.Module()
+        self.Mixed_6d.branch1x1 = nn.AdaptiveAvgPool2d(17)
         self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
 
     def forward(self, x):
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
-        pooled = self.conv(x.float() / 128 - 1).mean((2, 3))
+        maps = self.conv(x.float() / 128 - 1)
+        self.Mixed_6d.branch1x1(maps)
+        pooled = maps.mean((2, 3))
         return pooled, pooled @ self.fc.weight.T
 
 
@@ -128,14 +132,66 @@ def publish(path, monkeypatch):
 @pytest.mark.parametrize("images", [GREY, COLOURED], ids=["grey", "coloured"])
 def test_inception_gives_features_and_the_softmax_of_its_logits(fidelity, weights, images):
     extractor = load_extractor(f"inception:{weights}", "cpu")
-    features, probabilities = extractor(images)
+    features, probabilities, spatial = extractor(images)
     assert extractor.name == "inception"
     assert (features.shape, probabilities.shape) == ((6, 2048), (6, 1008))
     assert features.dtype == probabilities.dtype == np.float32
     logits = torch.from_numpy(features) @ torch.load(weights, weights_only=True)["fc.weight"].T
     np.testing.assert_allclose(probabilities, logits.softmax(1), rtol=1e-4)
-    assert extractor.identity
+    with torch.no_grad():
+        pixels = torch.from_numpy(with_channels(images, 3)).permute(0, 3, 1, 2)
+        maps = nn.functional.adaptive_avg_pool2d(extractor.network.conv(pixels.float() / 128 - 1), 17).numpy()
+    assert (spatial.shape, spatial.dtype) == ((6, 2023), np.float32)
+    for place, row, column, channel in ((0, 0, 0, 0), (6, 0, 0, 6), (7, 0, 1, 0), (17 * 7 + 2, 1, 0, 2)):
+        np.testing.assert_allclose(spatial[:, place], maps[:, channel, row, column], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(extractor(images).spatial, spatial)
+    assert "7 channels of Mixed_6d.branch1x1" in extractor.identity
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_all_that_is_seen_is_streamed(fidelity, weights):
+    extractor = load_extractor(f"inception:{weights}", "cpu")
+    seen = extract_all(extractor, (GREY[i : i + 4] for i in range(0, 6, 4)), 6)
+    for found, first, last in zip(seen, extractor(GREY[:4]), extractor(GREY[4:]), strict=True):
+        np.testing.assert_array_equal(found, np.concatenate([first, last]))
+    features, probabilities = extract(extractor, [GREY[:4], GREY[4:]], 6)
+    np.testing.assert_array_equal(features, seen.features)
+    np.testing.assert_array_equal(probabilities, seen.probabilities)
+    assert extract_all(ClassifierFeatures(classifier(1)), [GREY], 6).spatial is None
+
+
+def test_spatial_features_are_of_the_block_that_adm_takes(tmp_path, monkeypatch):
+    inner = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", exc_type=ImportError)
+    torch.manual_seed(0)
+    path = tmp_path / "w.pth"
+    with monkeypatch.context() as without_weights:
+        without_weights.setattr(inner, "load_state_dict_from_url", lambda *_, **__: None)
+        without_weights.setattr(inner.FeatureExtractorInceptionV3, "load_state_dict", lambda self, content: None)
+        network = inner.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    publish(path, monkeypatch)
+    extractor = load_extractor(f"inception:{path}", "cpu")
+    seen = extractor(COLOURED[:2])
+    assert [each.shape for each in seen] == [(2, 2048), (2, 1008), (2, 2023)]
+
+    # The 1x1 branch of TensorFlow's mixed_6: after mixed ... mixed_5, a convolution, its batch norm, and a ReLU.
+    resize = inner.interpolate_bilinear_2d_like_tensorflow1x
+    net = extractor.network
+    with torch.no_grad():
+        x = resize(torch.from_numpy(COLOURED[:2]).permute(0, 3, 1, 2).float(), size=(299, 299), align_corners=False)
+        x = (x - 128) / 128
+        for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"):
+            x = getattr(net, name)(x)
+        x = net.MaxPool_2(x)
+        for name in ("5b", "5c", "5d", "6a", "6b", "6c"):
+            x = getattr(net, f"Mixed_{name}")(x)
+        branch = net.Mixed_6d.branch1x1
+        x = branch.bn(branch.conv(x)).clamp(min=0)
+    assert x.shape == (2, 192, 17, 17)
+    expected = np.moveaxis(x.numpy(), 1, -1)[..., :7].reshape(2, -1)
+    np.testing.assert_allclose(seen.spatial, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert seen.spatial.min() == 0
+    assert len(np.unique(expected)) > 1000
 
 
 def test_another_network_is_never_taken_for_inception(fidelity, weights):
@@ -164,7 +220,8 @@ def test_a_file_that_is_not_there_is_named(fidelity, tmp_path):
 
 @pytest.mark.parametrize("spec", ["inception", "dinov2"])
 def test_without_torch_fidelity_the_extra_is_named(spec, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for name in ("torch_fidelity", *(name for name in sys.modules if name.startswith("torch_fidelity."))):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r"needs torch-fidelity.*pip install 'iar-study\[fidelity\]'") as raised:
         load_extractor(spec, "cpu")
     assert "\n" not in str(raised.value)

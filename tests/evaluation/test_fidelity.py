@@ -33,7 +33,7 @@ from iar_study.evaluation.fidelity import (
     measure_fidelity,
     precision_recall,
 )
-from iar_study.evaluation.metrics import FIDELITY
+from iar_study.evaluation.metrics import FIDELITY, SPATIAL
 from iar_study.storage import load_arrays, save_arrays
 
 
@@ -510,7 +510,7 @@ def sets() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_everything_is_measured_and_known_to_the_table_of_metrics(sets) -> None:
     reference, samples, probabilities = sets
     measured = measure_fidelity(Reference(reference), samples, probabilities, intervals=True)
-    assert list(measured) == [name for name in FIDELITY if name != "class_agreement"]
+    assert list(measured) == [name for name in FIDELITY if name not in ("class_agreement", *SPATIAL)]
     for estimate in measured.values():
         assert estimate.low < estimate.value < estimate.high
     assert measured["fd"].value == frechet_distance(reference, samples)
@@ -547,7 +547,7 @@ def test_a_stored_reference_measures_the_same_and_computes_nothing_again(sets, t
 
     counts = []
     among = fidelity._among_themselves
-    monkeypatch.setattr(fidelity, "_among_themselves", lambda x, progress: counts.append(len(x)) or among(x, progress))
+    monkeypatch.setattr(fidelity, "_among_themselves", lambda x, *other: counts.append(len(x)) or among(x, *other))
     back = Reference.from_arrays(load_arrays(tmp_path / "reference.safetensors")[0])
     assert measure_fidelity(back, samples, probabilities, intervals=True) == expected
     assert counts == [500]  # the samples alone

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from iar_study.cli import build_parser, main
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import FIDELITY, METRICS, fidelity_key
+from iar_study.evaluation.metrics import FIDELITY, METRICS, SPATIAL, fidelity_key
 from iar_study.evidence.results import load_results
 from iar_study.pipeline.cache import list_cache
 from iar_study.pipeline.workspace import Workspace, read_manifest
@@ -155,7 +155,7 @@ def test_results_are_tidy_and_whole(done):
     assert list(results.arms) == ARMS
     assert results.missing.empty
     predictions = {name for name in METRICS if name.startswith("val/")}
-    samples = {fidelity_key(family, "classifier", 100) for family in FIDELITY}
+    samples = {fidelity_key(family, "classifier", 100) for family in FIDELITY if family not in SPATIAL}
     assert set(results.final.metric) == predictions | samples
     assert (results.final.groupby(["arm", "seed"]).size() == results.final.metric.nunique()).all()
     assert set(results.curves.step) == {10, 20}  # samples are drawn four times

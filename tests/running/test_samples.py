@@ -20,7 +20,8 @@ from iar_study.data.images import load_images
 from iar_study.data.picture_sets import open_pictures
 from iar_study.errors import InputError
 from iar_study.evaluation import features
-from iar_study.evaluation.metrics import FIDELITY
+from iar_study.evaluation.fidelity import frechet_distance, score_of_parts
+from iar_study.evaluation.metrics import FIDELITY, SPATIAL
 from iar_study.pipeline import drawing
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running import samples
@@ -237,7 +238,7 @@ def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch
     assert told["samples"]["sha256"] == sha256
     assert set(told["metrics"]["fd/classifier@10"]) == {"label", "value", "low", "high", "better", "fewest_samples"}
     assert told["metrics"]["fd/classifier@10"]["fewest_samples"] == 256
-    assert {key.partition("/")[0] for key in told["metrics"]} == set(FIDELITY)
+    assert {key.partition("/")[0] for key in told["metrics"]} == set(FIDELITY) - set(SPATIAL)
 
 
 def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, classifier):
@@ -248,7 +249,10 @@ def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, classifier):
         for count in (90, 300)
     )
     marked = {line.partition(" (")[0] for line in few.text().splitlines() if "90) †" in line}
-    assert marked == {metric.label for metric in FIDELITY.values()} - {"class agreement"}
+    assert marked == {metric.label for metric in FIDELITY.values()} - {
+        "class agreement",
+        *(FIDELITY[family].label for family in SPATIAL),
+    }
     assert "† 90 samples are too few: from 256 on there is a meaning in FD, FD at infinity" in few.text()
     assert "coverage: 90 perfect samples beside 360 images would have 0.68" in few.text()
     assert "FD (classifier, 300)  " in more.text()
@@ -354,13 +358,51 @@ def test_inception_compares_any_sizes_and_uses_the_moments_of_a_reference_batch(
         evaluate_samples(tmp_path / "s.npz", str(tmp_path / name), "inception", workspace, QUIET)
         for name in ("r.npz", "plain.npz")
     )
-    assert "FD is to mu and sigma of" in found.text()
-    assert "mu and sigma" not in plain.text()
+    assert "FD is to mu of" in found.text()
+    assert "FD is to" not in plain.text()
     assert found.measured["fd/inception@60"] != plain.measured["fd/inception@60"]
     assert found.measured["kd/inception@60"] == plain.measured["kd/inception@60"]
     np.savez(tmp_path / "r.npz", shapes, mu=mu[:3], sigma=sigma[:3, :3])
-    with pytest.raises(InputError, match="mu is of 3 features, Inception has 4"):
+    with pytest.raises(InputError, match="mu is of 3 features, the extractor has 4"):
         evaluate_samples(tmp_path / "s.npz", str(tmp_path / "r.npz"), "inception", workspace, QUIET)
+
+
+class Spatial(StandIn):
+    """The same with a block that spatial features are taken of, (B, 8, 2, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.AdaptiveAvgPool2d(2)
+
+    def forward(self, x):
+        self.block(x[:, :1].float().expand(-1, 8, -1, -1))
+        return super().forward(x)
+
+
+def test_inception_finds_what_adms_evaluator_does(tmp_path, monkeypatch):
+    network = features.NetworkFeatures("inception", Spatial(), "stand-in", "cpu", "block")
+    monkeypatch.setattr(samples, "load_extractor", lambda *_, **__: network)
+    monkeypatch.setattr(samples, "KEPT_AT_ONCE", 50)
+    np.savez(tmp_path / "s.npz", held_out().test[:120])
+    others = held_out().train[:90]
+    seen, of_others = network(held_out().test[:120]), network(others)
+    mu, sigma = seen.features.mean(0), np.cov(seen.features, rowvar=False)
+    mu_s, sigma_s = seen.spatial.mean(0), np.cov(seen.spatial, rowvar=False)
+    np.savez(tmp_path / "r.npz", others, mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+    np.savez(tmp_path / "plain.npz", others)
+    found, plain = (
+        evaluate_samples(tmp_path / "s.npz", str(tmp_path / name), "inception", Workspace(tmp_path), QUIET)
+        for name in ("r.npz", "plain.npz")
+    )
+    assert "FD is to mu and mu_s of" in found.text()
+    assert set(SPATIAL) <= {key.partition("/")[0] for key in found.measured}
+    assert "sFD (inception, 120)" in found.text()
+    for family in ("fd", "sfd"):
+        assert found.measured[f"{family}/inception@120"].value == pytest.approx(0, abs=1e-3)
+    expected = frechet_distance(of_others.spatial, seen.spatial)
+    assert plain.measured["sfd/inception@120"].value == pytest.approx(expected, rel=1e-9)
+    assert expected > 1
+    assert plain.measured["score10/inception@120"].value == score_of_parts(seen.probabilities).value
 
 
 def test_features_that_take_long_are_kept_as_they_go_on(tmp_path, inception, monkeypatch):

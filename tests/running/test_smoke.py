@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iar_study.evaluation.metrics import FIDELITY, LIKENESS, METRICS, REPLACED, fidelity_key
+from iar_study.evaluation.metrics import FIDELITY, LIKENESS, METRICS, REPLACED, SPATIAL, fidelity_key
 from iar_study.evidence.claims import judge, load_claims
 from iar_study.evidence.results import load_results
 from iar_study.pipeline.workspace import Workspace
@@ -46,7 +46,9 @@ def promised(study: Study) -> set[str]:
     """The final figures of each trial of such a study."""
     if study.kind == "near-codes":
         return {f"{kind}/{name}" for kind in REPLACED for name in LIKENESS}
-    sampled = {fidelity_key(family, "classifier", SHORT["evaluation.samples"]) for family in FIDELITY}
+    sampled = {
+        fidelity_key(family, "classifier", SHORT["evaluation.samples"]) for family in FIDELITY if family not in SPATIAL
+    }
     return sampled | ({name for name in METRICS if name.startswith("val/")} if study.kind == "training" else set())
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from iar_study.errors import InputError
+from iar_study.tokenizers.given import decode_tokens
 from iar_study.tokenizers.vq import (
     BLOCKS,
     CODEBOOK,
@@ -25,6 +26,7 @@ from iar_study.tokenizers.vq import (
     save_rearranged,
     to_float,
     to_uint8,
+    to_uint8_of_size,
     unit,
 )
 
@@ -145,6 +147,55 @@ def test_uint8_round_trip_keeps_every_level() -> None:
 def test_to_uint8_clips_and_rounds() -> None:
     x = torch.tensor([-3.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 3.0]).view(1, 1, 2, 2)
     assert to_uint8(x).ravel().tolist() == [0, 0, 1, 255]
+
+
+def bicubic(row: np.ndarray, size: int) -> np.ndarray:
+    """Keys' cubic with a = -0.75 at the centres of pixels, edges repeated, four taps however much is shrunk."""
+
+    def weight(distance: float) -> float:
+        d, a = abs(distance), -0.75
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+    found = np.empty(size)
+    for i in range(size):
+        at = (i + 0.5) * len(row) / size - 0.5
+        taps = range(int(np.floor(at)) - 1, int(np.floor(at)) + 3)
+        found[i] = sum(weight(at - tap) * row[min(max(tap, 0), len(row) - 1)] for tap in taps)
+    return found
+
+
+def test_pictures_are_brought_to_a_size_as_llamagen_does_before_they_are_clipped() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1.6, 1.6, (2, 3, 12, 12)))
+    both = np.apply_along_axis(bicubic, 3, np.apply_along_axis(bicubic, 2, x.numpy(), 8), 8)
+    expected = np.floor(np.clip(127.5 * both + 128, 0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    assert (np.abs(both) > 1).any()
+    np.testing.assert_array_equal(to_uint8_of_size(x, 8), expected)
+    clipped = to_uint8_of_size(x.clamp(-1, 1), 8)
+    assert (clipped != expected).any()
+    np.testing.assert_array_equal(to_uint8_of_size(x, 12), to_uint8(x))
+
+
+def test_the_two_rules_of_levels_are_one_but_for_rounding() -> None:
+    x = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    levels = (127.5 * x + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    apart = np.abs(to_uint8(x).astype(int) - levels)
+    assert apart.max() <= 1
+    assert apart.mean() < 1e-4
+
+
+def test_tokens_are_decoded_to_a_size(model: VQModel) -> None:
+    tokens = np.random.default_rng(0).integers(N, size=(3, 16))
+    with torch.no_grad():
+        images = model.decode_codes(torch.from_numpy(tokens).view(3, 4, 4))
+    side = images.shape[-1]
+    np.testing.assert_array_equal(
+        decode_tokens(model, tokens, batch=3, size=side - 4), to_uint8_of_size(images, side - 4)
+    )
+    np.testing.assert_array_equal(
+        decode_tokens(model, tokens, batch=3, size=side), decode_tokens(model, tokens, batch=3)
+    )
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 1)), np.zeros((8, 8, 1), dtype=np.uint8)])
