@@ -161,7 +161,7 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     tokenizer = tmp_path / "tokenizer.safetensors"
     arrays, metadata = load_arrays(tokenizer)
     arrays["post_quant_conv.bias"] = arrays["post_quant_conv.bias"] + 1
-    samples.save_arrays(tokenizer, arrays, metadata)
+    drawing.save_arrays(tokenizer, arrays, metadata)
     with pytest.raises(InputError, match=f"{tokenizer} is not the tokenizer that trial {name} had"):
         export_samples(workspace, name, tmp_path / "s.npz")
 
