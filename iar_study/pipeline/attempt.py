@@ -23,13 +23,21 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, flatten
 from iar_study.data.codes import Codes
 from iar_study.errors import InputError
+from iar_study.evaluation.evaluators import load_evaluators
 from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import GPT, make_generator
 from iar_study.generators.sampling import generate
 from iar_study.parts import edited
 from iar_study.pipeline.making import decode, facts
-from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures, own_metrics, seen_by
+from iar_study.pipeline.measuring import (
+    classes_told,
+    extractors_of,
+    load_references,
+    looked_at,
+    measure_pictures,
+    own_metrics,
+)
 from iar_study.pipeline.stages import images_of, load_codes
 from iar_study.pipeline.trial import Busy, Trial
 from iar_study.pipeline.workspace import is_finished
@@ -129,19 +137,27 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     shared, config = trial.shared, trial.config.evaluation
     if process_rank():
         return  # there is nothing to share out
-    if shared.classifier is None:
+    if shared.evaluators is None:
         raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
     codes, originals = load_codes(shared), images_of(trial.config.data).test
     write_json(folder / "trial.json", describe(trial, codes))
     journal = Journal(folder / "journal.jsonl")
-    look = partial(seen_by, extractor_of(trial.config, shared.classifier), shared.classifier)
+    evaluators = load_evaluators(shared.evaluators)
+    extractors = extractors_of(trial.config, evaluators)
+    others = [each for each in evaluators.classifiers if each not in extractors]
+
+    def look(pictures: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return what each extractor sees, and which class each classifier tells."""
+        seen = looked_at([*extractors, *others], pictures)
+        return [seen[each.name][0] for each in extractors], classes_told(evaluators, seen)
+
     found = measure_near_codes(
         codes.test_tokens[: config.images],
         originals[: config.images],
         partial(decode, shared, device="cpu"),
         codes.codebook,
         Rearrangement.load(shared.rearrangement),
-        lambda pictures: look(pictures)[::2],
+        look,
         trial.seed,
         measured=lambda rank, metrics: journal.write(rank, {f"near/{name}": metrics[name] for name in metrics}),
         kept=Kept(folder / PROGRESS / "replaced.safetensors"),
@@ -227,14 +243,13 @@ def sample_and_measure(
         grid = grid.reshape(*shown.shape, *grid.shape[1:])
         save_arrays(folder / "samples.safetensors", {"samples": grid})
         save_grid(folder / "samples.png", grid)
-    if shared.classifier is None or shared.reference is None:
+    if shared.evaluators is None or shared.reference is None:
         save_arrays(folder / "tokens.safetensors", {"tokens": tokens}, {"step": step})
         return {}
-    extractor = extractor_of(trial.config, shared.classifier)
     labels = torch.cat(parts).numpy()
     pictures = decode(shared, tokens, device)
-    reference = load_reference(shared.reference)
-    return measure_pictures(pictures, labels, reference, extractor, shared.classifier, trial.config)
+    reference, evaluators = load_references(shared.reference), load_evaluators(shared.evaluators)
+    return measure_pictures(pictures, labels, reference, evaluators, trial.config)
 
 
 def draw(model: GPT, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from iar_study.errors import InputError
 class Workspace:
     """The folders below one root.
 
-    runs/cache       products shared by trials (tokenizer, codes, classifier, clusterings), named by content
+    runs/cache       products shared by trials (tokenizer, codes, evaluators, clusterings), named by content
     runs/trials      one folder per trial, named by its hash
     runs/studies     which trials the last run of a study asked for
     runs/again.json  names of what was made again since its makers' source changed

@@ -16,7 +16,7 @@ from iar_study.storage import load_arrays
 @pytest.mark.usefixtures("keeping_all")
 def test_sampling_that_is_cut_off_goes_on_to_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrialConfig(evaluation=EvaluationConfig(samples=350))
-    trial: Any = SimpleNamespace(config=config, shared=SimpleNamespace(classifier=None, reference=None))
+    trial: Any = SimpleNamespace(config=config, shared=SimpleNamespace(evaluators=None, reference=None))
     drawn: list[int] = []
 
     def draw(model: Any, config: TrialConfig, part: int, classes: torch.Tensor) -> torch.Tensor:
