@@ -117,8 +117,8 @@ class FinishedTrial:
                 if load_arrays(path)[1].get("digest") == wanted:
                     return path
         raise InputError(
-            f"what was {kind} of trial {self.hash} is no longer in {workspace.cache}; "
-            f"run the trial's study again, and it is made anew"
+            f"the {kind} of trial {self.hash} can no longer be found in {workspace.cache}; "
+            f"run the trial's study again, which makes what is missing"
         )
 
 

@@ -167,7 +167,10 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     [
         (lambda folder: (folder / "result.json").unlink(), "is not finished; run its study again"),
         (lambda folder: (folder / "weights.safetensors").unlink(), "has no weights"),
-        (lambda folder: shutil.rmtree(folder.parents[1] / "cache"), "the tokenizer of trial .* is no longer in"),
+        (
+            lambda folder: shutil.rmtree(folder.parents[1] / "cache"),
+            "the tokenizer of trial .* can no longer be found in",
+        ),
     ],
 )
 def test_what_is_missing_of_a_trial_is_named(workspace, tmp_path, change, message):
