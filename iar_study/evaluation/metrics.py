@@ -320,9 +320,10 @@ def metric_named(key: str, measured: Iterable[str] = ()) -> Metric:
             label, few = f"{label} {TOO_FEW}", f" {TOO_FEW} Too few samples: it means something from {fewest:,} on."
         seen = f"{extractor} features"
         if is_of_set(key):
-            seen = f"mean over the classifiers of {extractor}"
+            whose = "each pair's own set" if extractor == "set" else extractor
+            seen = f"mean over the five classifiers of {whose}"
             if found.relative:
-                seen = f"geometric mean over the members of {extractor}, five classifiers and principal components"
+                seen = f"geometric mean over the members of {whose}, five classifiers and principal components"
         meaning = f"{found.meaning}; {count} samples, {seen}.{of}{few}"
         return replace(found, label=label, meaning=meaning, fewest=fewest)
     if key not in METRICS and key in set(measured):
