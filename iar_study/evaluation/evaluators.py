@@ -33,8 +33,8 @@ SIDE = 32
 LEAST_VARIANCE = 1e-6
 """Of the first component's: what varies less is rounding."""
 
-AT_ONCE = 1000
-"""Images whose pixels are held in float64 at a time: 25 MB at 32 x 32 RGB."""
+AT_ONCE = 2**22
+"""Pixels that are held in float64 at a time: 32 MB."""
 
 
 class ComponentFeatures:
@@ -85,18 +85,24 @@ def averaged(images: np.ndarray) -> np.ndarray:
 
     A pixel is the mean of the area that it covers.
     """
-    pixels = images / 255.0
-    for axis in (1, 2):
-        if images.shape[axis] > SIDE:
-            pixels = np.moveaxis(np.tensordot(_overlaps(images.shape[axis]), pixels, (1, axis)), 0, axis)
-    return pixels
+    if max(images.shape[1:3]) <= SIDE:
+        return images / 255.0
+    rows, columns = (_overlaps(length) for length in images.shape[1:3])
+    some = _images_at_once(images)
+    parts = (images[first : first + some] / 255.0 for first in range(0, len(images), some))
+    return np.concatenate([np.einsum("ih,nhwc,jw->nijc", rows, part, columns, optimize=True) for part in parts])
+
+
+def _images_at_once(images: np.ndarray) -> int:
+    return max(1, AT_ONCE // images[0].size)
 
 
 def _overlaps(length: int) -> np.ndarray:
-    """Return the share of each of `length` pixels in each of `SIDE` wider ones, float64 (SIDE, length)."""
-    edges = np.arange(SIDE + 1)[:, None] * length / SIDE
+    """Return the share of each of `length` pixels in each of at most `SIDE` wider ones, float64 (side, length)."""
+    side = min(length, SIDE)
+    edges = np.arange(side + 1)[:, None] * length / side
     covered = np.clip(edges - np.arange(length), 0, 1)  # of each pixel, what lies before each edge
-    return np.diff(covered, axis=0) * SIDE / length
+    return np.diff(covered, axis=0) * side / length
 
 
 def principal_components(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,11 +114,12 @@ def principal_components(images: np.ndarray) -> dict[str, np.ndarray]:
     ------
     InputError : the images are all alike.
     """
-    parts = range(0, len(images), AT_ONCE)
-    mean = sum(averaged(images[first : first + AT_ONCE]).sum(0) for first in parts) / len(images)
+    some = _images_at_once(images)
+    parts = [images[first : first + some] for first in range(0, len(images), some)]
+    mean = sum(averaged(part).sum(0) for part in parts) / len(images)
     scatter = np.zeros((mean.size, mean.size))
-    for first in parts:
-        centred = (averaged(images[first : first + AT_ONCE]) - mean).reshape(-1, mean.size)
+    for part in parts:
+        centred = (averaged(part) - mean).reshape(-1, mean.size)
         scatter += centred.T @ centred
     variances, columns = np.linalg.eigh(scatter / len(images))
     variances, vectors = variances[::-1][: WIDTHS["components"]], columns.T[::-1][: WIDTHS["components"]]

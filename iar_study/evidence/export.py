@@ -163,7 +163,7 @@ def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:
     """Add the results of a store to a workspace; return how many trials are new, and how many it had.
 
     What the workspace has is kept: a trial that is finished in both is its own, and so is the manifest of a study. A
-    product is taken where it is whole (`export` with `inputs`).
+    product is taken where it is whole: the evaluators, by which runs then measure, and of `inputs` all.
 
     Raises
     ------

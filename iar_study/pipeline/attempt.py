@@ -37,6 +37,7 @@ from iar_study.pipeline.measuring import (
     looked_at,
     measure_pictures,
     own_metrics,
+    with_classifiers,
 )
 from iar_study.pipeline.stages import images_of, load_codes
 from iar_study.pipeline.trial import Busy, Trial
@@ -144,11 +145,10 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     journal = Journal(folder / "journal.jsonl")
     evaluators = load_evaluators(shared.evaluators)
     extractors = extractors_of(trial.config, evaluators)
-    others = [each for each in evaluators.classifiers if each not in extractors]
 
     def look(pictures: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return what each extractor sees, and which class each classifier tells."""
-        seen = looked_at([*extractors, *others], pictures)
+        seen = looked_at(with_classifiers(extractors, evaluators), pictures)
         return [seen[each.name][0] for each in extractors], classes_told(evaluators, seen)
 
     found = measure_near_codes(

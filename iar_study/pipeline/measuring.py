@@ -90,6 +90,11 @@ def extractors_of(config: TrialConfig, evaluators: Evaluators) -> tuple[Extracto
     return (load_network(config.evaluation.extractor, config.compute.device),)
 
 
+def with_classifiers(extractors: Sequence[Extractor], evaluators: Evaluators) -> list[Extractor]:
+    """Return all who look at pictures: whose features are compared, and who tell the classes, each once."""
+    return [*extractors, *(each for each in evaluators.classifiers if each not in extractors)]
+
+
 def looked_at(extractors: Sequence[Extractor], pictures: np.ndarray) -> dict[str, Seen]:
     """Return what each extractor, by its name, sees in uint8 pictures (n, h, w, c)."""
     found = {}
@@ -144,7 +149,7 @@ def measure_pictures(
     is the first classifier's alone. The class is always told by the classifiers of the set.
     """
     extractors = extractors_of(config, evaluators)
-    seen = looked_at([*extractors, *(each for each in evaluators.classifiers if each not in extractors)], pictures)
+    seen = looked_at(with_classifiers(extractors, evaluators), pictures)
     first = extractors[0].name
     features, probabilities = seen[first]
     found = measure_fidelity(reference.whole, features, probabilities, intervals=False)

@@ -192,7 +192,7 @@ def evaluator_table(results: Results) -> dict[str, Any] | None:
         return None
     found = {each: comparison(results, each).loc[results.compared] for each in (str(key), *members)}
     rows = [
-        {"arm": arm, "cells": [_cell(results, table.loc[arm], each) for each, table in found.items()]}
+        {"arm": arm, "cells": [_cell(results, _rows(table)[arm], each) for each, table in found.items()]}
         for arm in results.compared
     ]
     differences = pd.DataFrame({each: found[each]["difference"].astype(float) for each in members})

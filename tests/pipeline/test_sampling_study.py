@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from iar_study.evaluation.metrics import find_metric
 from iar_study.evidence.results import load_results
 from iar_study.reporting.report import write_report
 from iar_study.running.display import Display
@@ -51,7 +52,8 @@ def test_the_scale_of_the_training_gives_what_the_training_measured(done):
     for metric in wide:
         np.testing.assert_array_equal(wide.loc["baseline, s=2"][metric], trained[metric])
         assert "@80" in metric
-    assert (wide.loc["baseline, s=1"]["fd/classifier@80"] != wide.loc["baseline, s=4"]["fd/classifier@80"]).all()
+    fd = find_metric("fd", wide)
+    assert (wide.loc["baseline, s=1"][fd] != wide.loc["baseline, s=4"][fd]).all()
 
 
 def test_other_noise_samples_anew_from_the_same_weights(done, tmp_path):
@@ -63,16 +65,14 @@ def test_other_noise_samples_anew_from_the_same_weights(done, tmp_path):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         outcome = run_study(study, profile, workspace, display, seeds=[0], settings=SMALL)
     assert (outcome.trained, outcome.found) == (1, 1)  # the first is the one of the study of guidance
-    trained = [folder for folder in workspace.trials.iterdir() if (folder / "weights.safetensors").exists()]
-    assert len(trained) == 2
+    trainings = [folder for folder in workspace.trials.iterdir() if (folder / "weights.safetensors").exists()]
+    assert len(trainings) == 2
     results = load_results(workspace, "again")
     one, other = (results.final[results.final["arm"] == arm].set_index("metric")["value"] for arm in "ab")
     assert (one != other).any()
     # The first draw is that of before there were others.
-    assert (
-        one["fd/classifier@80"]
-        == load_results(workspace, "components").final.set_index(["metric", "seed"])["value"]["fd/classifier@80", 0]
-    )
+    fd, trained = find_metric("fd", one.index), load_results(workspace, "components").final
+    assert one[fd] == trained.set_index(["metric", "seed"])["value"][fd, 0]
 
 
 def test_a_diverged_training_has_nothing_to_sample_from(done, tmp_path):
