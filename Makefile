@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test check bench slow report lab lock clean
+.PHONY: help install study test check bench slow report lab evaluators lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 install: $(READY) ## Make .venv with exactly the tested versions
 
@@ -45,6 +45,10 @@ report: $(READY) ## Write the committed examples anew from their results, and th
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+evaluators: $(READY) ## Make the shipped evaluators anew, where their maker's version was raised; CIFAR10=FOLDER for its too
+	@$(BIN)/python -m iar_study.running.shipping fashion-mnist iar_study/evaluation/fixed/fashion-mnist.safetensors
+	@test -z "$(CIFAR10)" || $(BIN)/python -m iar_study.running.shipping folder:$(CIFAR10) iar_study/evaluation/fixed/cifar10-32px.safetensors
 
 lock: $(READY) ## Write requirements.lock from what is installed in .venv
 	@{ head -1 requirements.lock; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | sort -f; } > .lock.tmp && mv .lock.tmp requirements.lock

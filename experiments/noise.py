@@ -14,7 +14,7 @@ study = Study(
         Arm("sampling", "the same training, sampled with other noise", {"evaluation.noise": 1}),
         Arm("training", "the same initial weights; other order of images and other dropout", {"train.noise": 1}),
         Arm("tokenizer", "another tokenizer, and what follows from it", seeded={"tokenizer.seed": 1}),
-        Arm("evaluator", "the same training and samples, another classifier", seeded={"classifier.seed": 1}),
+        Arm("evaluator", "the same training and samples, another set of evaluators", seeded={"classifier.seed": 1}),
         Arm("iar", "the paper's IAR", IAR, beside="iar"),
         Arm(
             "clustering",

@@ -40,7 +40,6 @@ PROFILES = [
         "Fashion-MNIST, 1,024 codes, a GPT of 0.35 M weights, 3,000 steps, five seeds: hours on two cores.",
         TrialConfig(
             tokenizer=TokenizerConfig(codebook_size=1024, steps=6000),
-            classifier=ClassifierConfig(steps=4000),
             train=TrainConfig(steps=3000, warmup_steps=150, kept=6, checkpoint_every=250),
             evaluation=EvaluationConfig(images=5000, samples=5000, sampled_times=2),
         ),

@@ -244,7 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     results_file.add_argument("studies", nargs="*", metavar="STUDY", help="default: every study that was run here")
     results_file.add_argument("-o", "--output", required=True, metavar="F", help="a .tar.xz")
     results_file.add_argument(
-        "--inputs", action="store_true", help="add tokenizers, codes and classifiers, so that a run elsewhere can go on"
+        "--inputs", action="store_true", help="add tokenizers, codes and references, so that a run elsewhere can go on"
     )
 
     taken = command(
@@ -284,9 +284,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--extractor",
-        default="classifier",
+        default="set",
         metavar="E",
-        help="classifier of the data set (default), classifier:TRIAL by which that trial was measured, inception, "
+        help="set of the data set's evaluators (default), set:TRIAL by which that trial was measured, inception, "
         "inception:FILE with its weights, dinov2, or FILE.py:NAME",
     )
     evaluate.add_argument("--samples", dest="count", type=int, metavar="N", help="the first N alone (default: all)")

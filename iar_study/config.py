@@ -60,14 +60,15 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The small classifier of the study's own images, in whose features samples are measured by default."""
+    """The small classifiers of the study's own images, in whose features samples are measured by default."""
 
     channels: Count = 32
     steps: Cycle = 1500
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Batch normalisation needs two images."""
     lr: Positive = 4e-3
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, lt=2**60)] = 0
+    """Of a set: five classifiers, each with a seed of its own."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,9 @@ class EvaluationConfig:
     kept."""
     clusters: Count = 32
     """Every arm's predictions are judged by these balanced clusters, whichever it trained with."""
-    extractor: str = "classifier"
-    """Whose features samples are measured in: classifier, inception (or inception:FILE, its weights), dinov2, or a part
-    of one's own."""
+    extractor: str = "set"
+    """Whose features samples are measured in: set, all evaluators of the data set; inception (or inception:FILE, its
+    weights), dinov2, or a part of one's own."""
     samples: Annotated[int, Field(ge=4)] = 2000
     """Precision and recall need four: a sample and its three nearest."""
     sampled_times: Count | None = None

@@ -50,7 +50,8 @@ STRATEGIES = ("_balanced", "_greedy", "_plain", "_blocks", "_random", "_agglomer
 LLOYD = ("codebook/balanced_kmeans.py", "codebook/assignment.py", "codebook/augmenting_paths.py")
 ORDERS = ("codebook/ordering.py", "codebook/norms.py", "codebook/kernels.py")
 LOOKS = (
-    *("evaluation/classifier.py", "tokenizers/vq.py", "tokenizers/patch_vq.py", "tokenizers/given.py"),
+    *("evaluation/classifier.py", "evaluation/evaluators.py"),
+    *("tokenizers/vq.py", "tokenizers/patch_vq.py", "tokenizers/given.py"),
     "pipeline/making.py:decode",
 )
 """What pictures are made and seen by."""
@@ -100,8 +101,12 @@ MAKERS = {
             "tokenizers/given.py:batch_of",
         ),
     ),
-    "classifier": Maker(
-        1, ("evaluation/classifier.py", "training/train_classifier.py", "training/one_cycle.py", "data/batches.py")
+    "evaluators": Maker(
+        1,
+        (
+            *("evaluation/evaluators.py", "evaluation/classifier.py", "training/train_classifier.py"),
+            *("training/one_cycle.py", "data/batches.py"),
+        ),
     ),
     "clustering none": Maker(1, ()),
     "clustering balanced": _strategy("_balanced", source=LLOYD, traits=("equal sizes", "draws")),
@@ -136,7 +141,7 @@ MAKERS = {
     # What these make tells itself by its content, or is no number.
     **dict.fromkeys(("data digits", "data fashion-mnist"), Maker(1, ())),
     **dict.fromkeys(("data folder", "data codes"), Maker(1, (), traits=frozenset({"path"}))),
-    **dict.fromkeys(("extractor classifier", "extractor dinov2"), Maker(1, ())),
+    **dict.fromkeys(("extractor set", "extractor dinov2"), Maker(1, ())),
     "extractor inception": Maker(1, (), traits=frozenset({"maybe a path"})),
     "generator gpt": Maker(1, (), "iar_study.generators.gpt:GPT"),
     **dict.fromkeys(("executor here", "executor processes", "executor ray"), Maker(1, ())),

@@ -1,6 +1,8 @@
 """Workspaces for tests: the registry of this repository, and nothing that was run before."""
 
+import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,11 +10,31 @@ import torch
 
 from iar_study.config import TokenizerConfig
 from iar_study.data.encoding import extract_codes
+from iar_study.evaluation.metrics import FIDELITY, extractor_in
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import save_arrays
 from iar_study.tokenizers.patch_vq import PatchVQ
 
 ROOT = Path(__file__).parents[1]
+
+MEMBERS = ["classifier"] * 5 + ["components"]
+
+BY_A_SET: dict[str, list[str]] = {
+    **{family: ["classifier"] for family in FIDELITY},
+    **{"fd": [*MEMBERS, "set"], "fd_codes": ["set"], "class_agreement": ["set"]},
+}
+"""Family -> which kinds of evaluators measure it on samples, where these are all of a set."""
+
+
+def evaluators_in(keys: Iterable[str], count: int) -> dict[str, list[str]]:
+    """Return the same of the keys of metrics; all that are of samples are of so many."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        if extractor := extractor_in(key):
+            assert key.endswith(f"@{count}"), key
+            assert re.fullmatch("[a-z]+(-[0-9a-f]{8})?", extractor), key  # several sets go by one name
+            found.setdefault(key.partition("/")[0], []).append(extractor.partition("-")[0])
+    return {family: sorted(kinds) for family, kinds in found.items()}
 
 
 def make_workspace(folder: Path) -> Workspace:

@@ -1,7 +1,7 @@
-"""A small classifier of the study's own images: the Frechet distance of samples is measured in its features.
+"""A small classifier of the study's own images: several make a set of evaluators, which samples are measured by.
 
 FID's Inception network wants 299-pixel photographs and weights from elsewhere. A classifier trained on the very images
-of the study sees what matters in them. `training.classifier` trains it.
+of the study sees what matters in them. `training.train_classifier` trains it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Named feature extractors: what two sets of pictures are compared in.
 
-`classifier` is trained on the study's own images and sees what matters in them. `inception` is the network of FID, and
-`dinov2` the one of FD_DINOv2 (arXiv 2306.04675); both come through torch-fidelity, with weights that are fetched. The
-Inception file must be the published one: a distance in the features of another network is another quantity.
+The classifiers of a set (see `evaluators`) are trained on the study's own images and see what matters in them.
+`inception` is the network of FID, and `dinov2` the one of FD_DINOv2 (arXiv 2306.04675); both come through
+torch-fidelity, with weights that are fetched. The Inception file must be the published one: a distance in the features
+of another network is another quantity.
 """
 
 from __future__ import annotations
@@ -86,12 +87,11 @@ class Extractor(Protocol):
 class ClassifierFeatures:
     """The features and probabilities of a trained classifier, on the CPU, where it was trained."""
 
-    name = "classifier"
     batch = 500  # as `classify` takes them: the same bits
     identity: str | None = None
 
-    def __init__(self, model: Classifier) -> None:
-        self.model = model
+    def __init__(self, model: Classifier, name: str) -> None:
+        self.model, self.name = model, name
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,15 +173,12 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return images[..., :1]
 
 
-def load_extractor(
-    spec: str, device: str, classifier: Classifier | None = None, progress: Progress | None = None
-) -> Extractor:
-    """Return the extractor that `spec` names: `classifier`, `inception`, `inception:FILE`, `dinov2` or one's own.
+def load_extractor(spec: str, device: str, progress: Progress | None = None) -> Extractor:
+    """Return the extractor that `spec` names: `inception`, `inception:FILE`, `dinov2` or one's own.
 
     Parameters
     ----------
     device : `cpu` or `cuda`, for the networks of torch-fidelity.
-    classifier : what `classifier` stands for.
     progress : called with (bytes, bytes in all, detail) where weights are fetched.
 
     Raises
@@ -193,10 +190,8 @@ def load_extractor(
         return _inception(Path(file).expanduser() if file else None, device, progress)
     if spec == "dinov2":
         return _dinov2(device)
-    if spec == "classifier" and classifier is not None:
-        return ClassifierFeatures(classifier)
-    if spec == "classifier":
-        raise InputError("the extractor 'classifier' is trained on a data set; without one, use inception")
+    if spec == "set":
+        raise InputError("the evaluators of a set are made of a data set; without one, use inception")
     return OwnFeatures(spec, device)
 
 

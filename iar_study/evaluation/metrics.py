@@ -1,11 +1,13 @@
 """The names of what is measured: one key per metric, as it stands in journals, MLflow and tables.
 
-What is measured on samples is named `family/extractor@count`, such as `fd/classifier@10k`: the features come from the
-extractor, and so many samples were drawn. Two such numbers can be compared only where all three agree.
+What is measured on samples is named `family/extractor@count`, such as `fd/set-3d9d715c@10k`: the features come from the
+extractor, here a set of evaluators and the digest of their weights, and so many samples were drawn. Two such numbers
+can be compared only where all three agree.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -50,6 +52,14 @@ FIDELITY: dict[str, Metric] = {
         3,
         "Frechet distance between Gaussians fitted to the features of samples and of held-out images. "
         "It grows as samples get fewer: compare equal counts",
+        relative=True,
+    ),
+    "fd_codes": Metric(
+        "FD to reconstructions",
+        "lower",
+        3,
+        "Frechet distance from the reconstructions of all held-out images in place of these: the tokenizer's own error "
+        "is left out",
         relative=True,
     ),
     "sfd": Metric(
@@ -99,13 +109,16 @@ FIDELITY: dict[str, Metric] = {
 }
 """What is measured on samples; a key of a measurement is `family/extractor@count`."""
 
-WIDTHS = {"classifier": 64, "inception": 2048, "dinov2": 1024}
-"""Features of each extractor."""
+WIDTHS = {"classifier": 64, "components": 64, "set": 64, "inception": 2048, "dinov2": 1024}
+"""Features of each extractor, of a set of each of its members."""
 
 SPATIAL = ("sfd", "score10")
 """What is measured where the extractor has spatial features, as ADM's evaluator does; not by others."""
 
-FEWEST_A_FEATURE = {"fd": 4, "sfd": 4, "fd_inf": 4, "score": 5}
+_NAMED_BY_DIGEST = re.compile(r"(set|classifier|components)-[0-9a-f]{8}")
+"""A set of evaluators, and its members."""
+
+FEWEST_A_FEATURE = {"fd": 4, "fd_codes": 4, "sfd": 4, "fd_inf": 4, "score": 5}
 FEWEST = {
     "kd": 100,
     "precision": 100,
@@ -241,8 +254,8 @@ def declare(metrics: Mapping[str, Metric | Mapping[str, Any]]) -> None:
 def fidelity_key(family: str, extractor: str, count: int) -> str:
     """Return the key of a measurement on `count` samples.
 
-    >>> fidelity_key("fd", "classifier", 10_000), fidelity_key("kd", "inception", 200)
-    ('fd/classifier@10k', 'kd/inception@200')
+    >>> fidelity_key("fd", "set-3d9d715c", 10_000), fidelity_key("kd", "inception", 200)
+    ('fd/set-3d9d715c@10k', 'kd/inception@200')
     """
     return f"{family}/{extractor}@{f'{count // 1000}k' if count % 1000 == 0 else count}"
 
@@ -250,10 +263,58 @@ def fidelity_key(family: str, extractor: str, count: int) -> str:
 def fewest_samples(family: str, extractor: str) -> int:
     """Return from how many samples on a metric means something; 0 for an extractor that is not known.
 
-    >>> fewest_samples("fd", "inception"), fewest_samples("fd", "classifier"), fewest_samples("recall", "dinov2")
+    >>> fewest_samples("fd", "inception"), fewest_samples("fd", "set-3d9d715c"), fewest_samples("recall", "dinov2")
     (8192, 256, 1000)
     """
-    return FEWEST.get(family, 0) or FEWEST_A_FEATURE.get(family, 0) * WIDTHS.get(extractor, 0)
+    return FEWEST.get(family, 0) or FEWEST_A_FEATURE.get(family, 0) * WIDTHS.get(_kind(extractor), 0)
+
+
+def _kind(extractor: str) -> str:
+    """Return the name of an extractor without the digest of a set of evaluators, or of a member."""
+    named = _NAMED_BY_DIGEST.fullmatch(extractor)
+    return named[1] if named else extractor
+
+
+def extractor_in(key: str) -> str:
+    """Return the extractor that a key names; "" where it names none.
+
+    >>> extractor_in("fd/set-3d9d715c@5k"), extractor_in("val/token_nll")
+    ('set-3d9d715c', '')
+    """
+    return key.partition("/")[2].rpartition("@")[0]
+
+
+def is_of_set(key: str) -> bool:
+    """Whether a key is of a whole set of evaluators."""
+    return _kind(extractor_in(key)) == "set"
+
+
+def members_of(key: str, measured: Iterable[str]) -> list[str]:
+    """Return the keys, sorted, of what each member of a set found by itself, of the FD that the whole set found.
+
+    >>> members_of("fd/set-3d9d715c@5k", ["fd/components-0a1b2c3d@5k", "fd/components-0a1b2c3d@9"])
+    ['fd/components-0a1b2c3d@5k']
+    """
+    if not is_of_set(key):
+        return []
+    family, count = key.partition("/")[0], key.rpartition("@")[2]
+    beside = {other for other in measured if (other.partition("/")[0], other.rpartition("@")[2]) == (family, count)}
+    return sorted(other for other in beside if _NAMED_BY_DIGEST.fullmatch(extractor_in(other)) and not is_of_set(other))
+
+
+def without_digest(key: str) -> str | None:
+    """Return a key without the digest in it, for where several sets measured the same; None of a member's own FD.
+
+    >>> without_digest("fd/set-3d9d715c@5k"), without_digest("kd/classifier-3d9d715c@5k"), without_digest("train/loss")
+    ('fd/set@5k', 'kd/classifier@5k', 'train/loss')
+    >>> without_digest("fd/classifier-3d9d715c@5k")
+    """
+    named = extractor_in(key)
+    if not _NAMED_BY_DIGEST.fullmatch(named):
+        return key
+    if key.startswith("fd/") and not is_of_set(key):
+        return None
+    return key.replace(named, _kind(named))
 
 
 def metric_named(key: str, measured: Iterable[str] = ()) -> Metric:
@@ -277,7 +338,13 @@ def metric_named(key: str, measured: Iterable[str] = ()) -> Metric:
         fewest, few = fewest_samples(family, extractor), ""
         if _number(count) < fewest:
             label, few = f"{label} {TOO_FEW}", f" {TOO_FEW} Too few samples: it means something from {fewest:,} on."
-        meaning = f"{found.meaning}; {count} samples, {extractor} features.{of}{few}"
+        seen = f"{extractor} features"
+        if is_of_set(key):
+            whose = "each pair's own set" if extractor == "set" else extractor
+            seen = f"mean over the five classifiers of {whose}"
+            if found.relative:
+                seen = f"geometric mean over the members of {whose}, five classifiers and principal components"
+        meaning = f"{found.meaning}; {count} samples, {seen}.{of}{few}"
         return replace(found, label=label, meaning=meaning, fewest=fewest)
     if key not in METRICS and key in set(measured):
         return Metric(key, None, 4, "")
@@ -295,12 +362,15 @@ def _number(count: str) -> float:
 def find_metric(name: str, measured: Iterable[str]) -> str | None:
     """Return the key among `measured` that `name` means: itself, or the one of the family (`fd`); None without any.
 
+    Where a set of evaluators measured it, that is meant, and not what its members found by themselves.
+
     Raises `InputError` where a family was measured in several ways: which of them is meant must then be said.
     """
     keys = sorted(set(measured))
     if name in keys:
         return name
     found = [key for key in keys if key.partition("/")[0] == name and name in FIDELITY]
+    found = [key for key in found if is_of_set(key)] or found
     if len(found) > 1:
         raise InputError(f"{name!r} was measured as {', '.join(found)}; name one of them")
     return found[0] if found else None

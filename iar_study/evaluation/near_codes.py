@@ -154,7 +154,7 @@ def measure_near_codes(
     decode: Callable[[np.ndarray], np.ndarray],
     codebook: Codebook,
     arranged: Rearrangement,
-    extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    look: Callable[[np.ndarray], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
     seed: int,
     *,
     measured: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -166,7 +166,8 @@ def measure_near_codes(
     error is none of the replacement's. Beside `compare_pictures`, `feature_distance` is the mean distance between the
     features of a picture and of its true picture, where the mean distance between two different true pictures is 1
     (NaN if these are all alike), and `class_agreement` the share of pictures with the predicted label of their true
-    picture. The result depends on the arguments alone; `random_code`, with one seed, not on `arranged`.
+    picture: means over those who look. The result depends on the arguments alone; `random_code`, with one seed, not on
+    `arranged`.
 
     Parameters
     ----------
@@ -175,7 +176,7 @@ def measure_near_codes(
     decode : tokens (n, T) -> uint8 pictures (n, h, w, c); called for all pictures at once, which are then let go.
     codebook : of N >= 2 codes, whose look-up says what is near.
     arranged : the clusters of the codes.
-    extract : uint8 pictures (n, h, w, c) -> features float (n, d) and predicted labels int (n,).
+    look : uint8 pictures (n, h, w, c) -> of each who sees features, float (n, d); of each who tells labels, int (n,).
     seed : of the random codes.
     measured : called with each rank and its metrics, as soon as they are known.
     kept : what is known so far of each way to replace tokens.
@@ -198,16 +199,17 @@ def measure_near_codes(
     replaced |= {"same cluster": random_other_codes(tokens, arranged, rng), "random code": random_code}
 
     true = decode(tokens)
-    features, labels = extract(true)
-    apart = _mean_distance(features)
+    features, labels = look(true)
+    apart = [_mean_distance(each) for each in features]
 
     def measure(pictures: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         """Return metrics and the first pictures; as a function, so that the pictures are let go before the next."""
-        found, predicted = extract(pictures)
-        moved = float(np.linalg.norm(found - features, axis=1).mean())
+        found, predicted = look(pictures)
+        moved = [float(np.linalg.norm(a - b, axis=1).mean()) for a, b in zip(found, features, strict=True)]
+        same = [float((a == b).mean()) for a, b in zip(predicted, labels, strict=True)]
         metrics = compare_pictures(pictures, true) | {
-            "feature_distance": moved / apart if apart else np.nan,
-            "class_agreement": float((predicted == labels).mean()),
+            "feature_distance": float(np.mean([a / b if b else np.nan for a, b in zip(moved, apart, strict=True)])),
+            "class_agreement": float(np.mean(same)),
         }
         return metrics, pictures[:SHOWN_PICTURES].copy()  # a view would hold them all
 

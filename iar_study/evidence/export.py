@@ -1,8 +1,8 @@
 """The results of studies as one file: `export` writes it, `open_store` reads it, `take_in` adds it to a workspace.
 
 It is a .tar.xz of the small files of `runs/`: the manifests of the studies and, of every finished trial, its config,
-journal, figures, pictures, and the tokens of the samples that were drawn at its end. Weights and checkpoints stay
-behind. The same results give the same bytes.
+journal, figures, pictures, and the tokens of the samples that were drawn at its end; and the evaluators that measured
+them, unless the package ships these. Weights and checkpoints stay behind. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_TRIAL = ("trial.json", "journal.jsonl", "result.json", "predictions.safetenso
 PICTURES = "samples.safetensors"
 """Of a trial too, but only of the study's first seed: no report shows those of another."""
 
-INPUTS = ("tokenizer", "codes", "classifier", "clustering", "exactness", "reference")
+INPUTS = ("tokenizer", "codes", "evaluators", "clustering", "exactness", "reference")
 """Kinds of products that a trial is made from."""
 
 _KEPT: list[TemporaryDirectory] = []
@@ -44,7 +44,7 @@ _KEPT: list[TemporaryDirectory] = []
 def export(workspace: Workspace, studies: Sequence[str], path: Path, inputs: bool = False) -> int:
     """Write what reports need of the last run of `studies` to the file `path`; return how many trials are in it.
 
-    inputs : add the tokenizers, codes and classifiers, so that a run elsewhere can go on with the same ones.
+    inputs : add the tokenizers, codes and references, so that a run elsewhere can go on with the same ones.
 
     Raises
     ------
@@ -64,6 +64,7 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
     # Here, not on top: to open a file that is there needs neither torch nor pandas.
     from iar_study.evidence.results import STAGES
     from iar_study.pipeline.codebooks import codebook_product
+    from iar_study.pipeline.stages import SHIPPED
 
     manifest = read_manifest(workspace, study)
     first = min(trial["seed"] for trial in manifest["trials"])
@@ -79,6 +80,11 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
     with suppress(InputError):  # a study whose codes are no longer here is exported without
         product = codebook_product(workspace, study)
         found[f"runs/cache/{product.name}"] = product
+    of_package = {load_metadata(file)["digest"] for file in SHIPPED.glob("*.safetensors")}
+    for name in manifest.get("products", ()):
+        product = workspace.cache / name
+        if name.startswith("evaluators") and product.exists() and load_metadata(product)["digest"] not in of_package:
+            found[f"runs/cache/{name}"] = product
     if inputs:
         kept = [name for name in manifest["products"] if name.startswith(INPUTS)]
         found |= {f"runs/cache/{name}": workspace.cache / name for name in kept if (workspace.cache / name).exists()}
@@ -176,7 +182,7 @@ def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:
     """Add the results of a store to a workspace; return how many trials are new, and how many it had.
 
     What the workspace has is kept: a trial that is finished in both is its own, and so is the manifest of a study. A
-    product is taken where it is whole (`export` with `inputs`).
+    product is taken where it is whole: the evaluators, by which runs then measure, and of `inputs` all.
 
     Raises
     ------

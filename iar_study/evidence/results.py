@@ -13,7 +13,15 @@ import pandas as pd
 
 from iar_study.config import DataConfig
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import METRICS, declare, find_metric, metric_named
+from iar_study.evaluation.metrics import (
+    METRICS,
+    declare,
+    extractor_in,
+    find_metric,
+    is_of_set,
+    metric_named,
+    without_digest,
+)
 from iar_study.pipeline.workspace import (
     Workspace,
     ending,
@@ -244,6 +252,7 @@ def load_results(workspace: Workspace, study: str) -> Results:
     )
     lost = [{**key, "run_id": run, "metric": name, "value": float("nan")} for key, run in diverged for name in measured]
     final += lost
+    final, curves = _by_one_name(final), _by_one_name(curves)
     asked = {trial["arm"] for trial in manifest["trials"]}
     arms = {arm["name"]: arm for arm in manifest["arms"] if arm["name"] in asked}
     return Results(
@@ -279,6 +288,17 @@ def load_results(workspace: Workspace, study: str) -> Results:
         plan=manifest.get("plan"),
         departures=_departures(manifest, workspace),
     )
+
+
+def _by_one_name(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of metrics, in which several sets of evaluators, of other draws or arms, go by one name.
+
+    What a member of one of several sets found by itself has no partner to be compared with, and is left out.
+    """
+    if len({extractor_in(row["metric"]) for row in rows if is_of_set(row["metric"])}) < 2:
+        return rows
+    named = [{**row, "metric": without_digest(row["metric"])} for row in rows]
+    return [row for row in named if row["metric"]]
 
 
 def _seconds(journal: list[dict[str, Any]]) -> float:
@@ -479,6 +499,8 @@ def _quality(about: dict[str, Any], tokenizers: list[dict[str, Any]]) -> dict[st
     if not about["reconstruction"]:
         rows["FD"] = "not measured: encoded data without images"
     accuracy = about["classifier_accuracy"]
-    if accuracy is not None:
+    if accuracy is not None and "evaluators" in about["inputs"]:
+        rows["classifiers"] = f"five, {accuracy:.1%} accurate on held-out images in the mean"
+    elif accuracy is not None:
         rows["classifier"] = f"{accuracy:.1%} accurate on held-out images"
     return rows

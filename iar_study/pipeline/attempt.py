@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
@@ -24,6 +25,7 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, flatten, training_identity
 from iar_study.data.codes import Codes
 from iar_study.errors import InputError
+from iar_study.evaluation.evaluators import load_evaluators
 from iar_study.evaluation.metrics import is_final
 from iar_study.evaluation.near_codes import measure_near_codes, paper_rank
 from iar_study.generators.gpt import make_generator
@@ -31,7 +33,7 @@ from iar_study.parts import edited
 from iar_study.pipeline.drawing import enough_kept
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.measurement import PROGRESS, Measurement
-from iar_study.pipeline.measuring import extractor_of, own_metrics, seen_by
+from iar_study.pipeline.measuring import classes_told, extractors_of, looked_at, own_metrics, with_classifiers
 from iar_study.pipeline.stages import Shared, images_of, load_codes
 from iar_study.pipeline.trial import TRAINED_ON, Busy, Training, Trial
 from iar_study.pipeline.workspace import is_finished
@@ -177,19 +179,26 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
     shared, config = trial.shared, trial.config.evaluation
     if process_rank():
         return  # there is nothing to share out
-    if shared.classifier is None:
+    if shared.evaluators is None:
         raise InputError(f"{trial.config.data.name} holds no images; a study of near codes needs a data set of images")
     codes, originals = load_codes(shared), images_of(trial.config.data).test
     write_json(folder / "trial.json", describe(trial, codes))
     journal = Journal(folder / "journal.jsonl")
-    look = partial(seen_by, extractor_of(trial.config, shared.classifier), shared.classifier)
+    evaluators = load_evaluators(shared.evaluators)
+    extractors = extractors_of(trial.config, evaluators)
+
+    def look(pictures: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return what each extractor sees, and which class each classifier tells."""
+        seen = looked_at(with_classifiers(extractors, evaluators), pictures)
+        return [seen[each.name].features for each in extractors], classes_told(evaluators, seen)
+
     found = measure_near_codes(
         codes.test_tokens[: config.images],
         originals[: config.images],
         partial(decode, shared, device="cpu"),
         codes.codebook,
         Rearrangement.load(shared.rearrangement),
-        lambda pictures: look(pictures)[::2],
+        look,
         trial.seed,
         measured=lambda rank, metrics: journal.write(rank, {f"near/{name}": metrics[name] for name in metrics}),
         kept=Kept(folder / PROGRESS / "replaced.safetensors"),

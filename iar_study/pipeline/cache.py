@@ -25,7 +25,7 @@ LEFTOVER = "leftover"
 """Kind of what a process that was killed left half-written, or half-removed."""
 
 KINDS = (
-    *("tokenizer", "codes", "use", "classifier", "clustering", "reference", "exactness", "codebook", "features"),
+    *("tokenizer", "codes", "use", "evaluators", "clustering", "reference", "exactness", "codebook", "features"),
     *("pictures", "training", "trial", LEFTOVER),
 )
 """Of what lies there, in the order that it is listed in; `features` are those of `iar-study evaluate`, `pictures` what

@@ -9,7 +9,8 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ from iar_study.config import ClassifierConfig, ClusteringConfig, TokenizerConfig
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images
 from iar_study.evaluation.classifier import classify
+from iar_study.evaluation.evaluators import (
+    CLASSIFIERS,
+    classifier_of,
+    load_evaluators,
+    packed,
+    principal_components,
+    weights_of,
+)
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
-from iar_study.evaluation.fidelity import Reference
-from iar_study.parts import sources
+from iar_study.parts import sources, versions
 from iar_study.pipeline.encoded import Encoded
-from iar_study.pipeline.measuring import REFERENCE, extractor_of, measure_pictures, seen_by
-from iar_study.pipeline.stages import EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
-from iar_study.storage import Kept, digest, load_arrays, save_arrays
+from iar_study.pipeline.measuring import References, extractors_of, measure_pictures
+from iar_study.pipeline.stages import EVALUATORS, EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
+from iar_study.storage import Kept, digest, load_arrays, load_metadata, save_arrays
 from iar_study.tokenizers.given import codebook_of, decode_tokens, decoded, load_tokenizer
 from iar_study.training.train_classifier import train_classifier
 from iar_study.training.train_tokenizer import describe_tokenizer, encode_images, train_tokenizer
@@ -100,27 +108,40 @@ def make_use(path: Path, found: Encoded, progress: Progress) -> None:
     _save(path, (), {"use": use, "codebook": codebook.vectors}, metrics=metrics, **_rule(codebook))
 
 
-def make_classifier(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
-    """Train the classifier; its header holds its accuracy on held-out images."""
+def make_evaluators(path: Path, images: Images, config: ClassifierConfig, progress: Progress) -> None:
+    """Train the classifiers and take the components; the header holds the classifiers' accuracies on held-out images.
+
+    A classifier that is trained is kept until all are, and one that is begun goes on.
+    """
+    sizes = (images.channels, len(images.class_names))
     with _kept(path) as folder:
-        model = train_classifier(
-            images.train,
-            images.train_labels,
-            len(images.class_names),
-            config,
-            threads=THREADS,
-            folder=folder,
-            progress=lambda *at: progress("classifier", *at),
-        )
-        accuracy = float((classify(model, images.test)[1] == images.test_labels).mean())
+        trained = []
+        for k in range(CLASSIFIERS):
+            finished = folder / f"classifier-{k}.safetensors"
+            if not finished.exists():
+                model = train_classifier(
+                    images.train,
+                    images.train_labels,
+                    len(images.class_names),
+                    replace(config, seed=CLASSIFIERS * config.seed + k),
+                    threads=THREADS,
+                    folder=folder / f"classifier-{k}",
+                    progress=partial(progress, f"classifier {k + 1} of {CLASSIFIERS}"),
+                )
+                save_arrays(finished, weights_of(model))
+            trained.append(load_arrays(finished)[0])
+        models = [classifier_of(weights, config, *sizes) for weights in trained]
+        accuracies = [float((classify(model, images.test)[1] == images.test_labels).mean()) for model in models]
         _save(
             path,
-            ["classifier"],
-            _state(model),
+            EVALUATORS,
+            packed(trained, principal_components(images.train)),
+            images=images.digest,
+            versions=versions(EVALUATORS),
             config=asdict(config),
             channels=images.channels,
             classes=len(images.class_names),
-            accuracy=accuracy,
+            accuracies=accuracies,
         )
 
 
@@ -129,32 +150,35 @@ def make_reference(
     images: Images,
     tokenizer: str,
     codes: Codes,
-    classifier: Path,
+    product: Path,
     judging: Path,
     config: TrialConfig,
     count: int,
     progress: Progress,
 ) -> None:
-    """Measure the held-out images themselves and, as the floor for any sample, the reconstructions of `count`."""
+    """Measure the held-out images and their reconstructions; as the floor for any sample, those of `count` images.
+
+    product : the evaluators.
+    """
     torch.set_num_threads(THREADS)
     progress("reference", 0, 1, "")
-    extractor = extractor_of(config, classifier)
-    reference = Reference(seen_by(extractor, classifier, images.test)[0])
     model, arranged = load_tokenizer(tokenizer), Rearrangement.load(judging)
-    tokens = codes.test_tokens[:count]
-    pictures = decode_tokens(model, tokens)
+    pictures = decode_tokens(model, codes.test_tokens)
+    evaluators = load_evaluators(product)
+    reference = References.of(extractors_of(config, evaluators), images.test, pictures)
     moved = torch.from_numpy(arranged.rows(codes.codebook.vectors))
-    rearranged = decode_tokens(model, arranged.tokens(tokens[:10]), moved)
+    rearranged = decode_tokens(model, arranged.tokens(codes.test_tokens[:10]), moved)
+    floor = measure_pictures(pictures[:count], images.test_labels[:count], reference, evaluators, config)
     _save(
         path,
         ["samples' metrics"],
         {
-            **{REFERENCE + name: array for name, array in reference.arrays().items()},
+            **reference.arrays(),
             "originals": images.test[:10],
             "decoded": pictures[:10],
             "rearranged": rearranged,
         },
-        metrics=measure_pictures(pictures, images.test_labels[:count], reference, extractor, classifier, config),
+        metrics=floor,
     )
     progress("reference", 1, 1, "")
 
@@ -199,14 +223,15 @@ def facts(shared: Shared) -> dict[str, Any]:
     """Return what a reader wants to know of the products.
 
     `tokenizer` : psnr, usage and perplexity on held-out images, or usage and perplexity of the training images where
-    these came encoded. `classifier_accuracy` and `reconstruction`, the samples' metrics measured on reconstructions:
-    None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
+    these came encoded. `classifier_accuracy`, the mean over the classifiers, and `reconstruction`, the samples' metrics
+    measured on reconstructions: None there. `exact` : what `evaluation.exactness` found, `equivariance` and `decoding`.
     """
     measured = shared.codes if shared.given else Path(shared.tokenizer)
-    floor = load_arrays(shared.reference)[1] if shared.reference else None
+    floor = load_metadata(shared.reference) if shared.reference else None
+    accuracies = load_metadata(shared.evaluators)["accuracies"] if shared.evaluators else None
     return {
         "tokenizer": load_arrays(measured)[1]["metrics"],
-        "classifier_accuracy": load_arrays(shared.classifier)[1]["accuracy"] if shared.classifier else None,
+        "classifier_accuracy": accuracies and float(np.mean(accuracies)),
         "reconstruction": floor and floor["metrics"],
         "exact": load_arrays(shared.exactness)[1]["gaps"],
     }

@@ -16,11 +16,12 @@ from PIL import Image
 from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, times_of
 from iar_study.data.codes import Codes
+from iar_study.evaluation.evaluators import load_evaluators
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions
 from iar_study.generators.gpt import GPT
 from iar_study.pipeline.drawing import drawn_tokens, load_model
 from iar_study.pipeline.making import decode
-from iar_study.pipeline.measuring import extractor_of, load_reference, measure_pictures
+from iar_study.pipeline.measuring import load_references, measure_pictures
 from iar_study.pipeline.trial import Training, Trial
 from iar_study.storage import Kept, replacing, save_arrays
 from iar_study.training.journal import Journal
@@ -116,12 +117,11 @@ class Measurement:
             grid = grid.reshape(*shown.shape, *grid.shape[1:])
             save_arrays(self.folder / "samples.safetensors", {"samples": grid})
             save_grid(self.folder / "samples.png", grid)
-        if shared.classifier is None or shared.reference is None:
+        if shared.evaluators is None or shared.reference is None:
             return {}
-        extractor, labels = extractor_of(config, shared.classifier), np.arange(len(tokens)) % n_classes
-        pictures = decode(shared, tokens, config.compute.device)
-        reference = load_reference(shared.reference)
-        return measure_pictures(pictures, labels, reference, extractor, shared.classifier, config)
+        pictures, labels = decode(shared, tokens, config.compute.device), np.arange(len(tokens)) % n_classes
+        reference, evaluators = load_references(shared.reference), load_evaluators(shared.evaluators)
+        return measure_pictures(pictures, labels, reference, evaluators, config)
 
 
 def judge_predictions(

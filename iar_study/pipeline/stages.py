@@ -1,8 +1,9 @@
-"""What trials share: tokenizer, codes, classifier, reference and clusterings, each computed once.
+"""What trials share: tokenizer, codes, evaluators, reference and clusterings, each computed once.
 
 Every stage is a pure function of its config and of what the stages before it made; its product is one safetensors
 file in the workspace's cache, named by a digest of just that. So a changed setting or image makes a new product, and
-nothing is ever stale. What a product is made from, and what it is called, is told here; `making` makes it.
+nothing is ever stale. What a product is made from, and what it is called, is told here; `making` makes it. Of some
+data sets the package ships the evaluators, as if they lay in the cache: their bits are then the same on every machine.
 
 Images that are encoded already (`codes:PATH`) come with their tokenizer and without pixels: nothing is trained, there
 is nothing to compare samples with, and their codes are read from where they are.
@@ -10,6 +11,7 @@ is nothing to compare samples with, and their codes are read from where they are
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from iar_study import evaluation
 from iar_study.config import (
     ClassifierConfig,
     ClusteringConfig,
@@ -35,7 +38,7 @@ from iar_study.errors import InputError
 from iar_study.parts import changed, sources, versions
 from iar_study.pipeline.encoded import Encoded, check_encoded, check_given, encoded_of
 from iar_study.pipeline.workspace import Workspace
-from iar_study.storage import digest, load_arrays, load_metadata
+from iar_study.storage import digest, load_arrays, load_metadata, replacing
 
 if TYPE_CHECKING:
     from iar_study.codebook import Codebook
@@ -48,6 +51,12 @@ RECIPE = 4
 
 THREADS = 1
 """CPU threads of a shared stage: fixed, because the bits of a sum depend on it; more do not pay at these sizes."""
+
+EVALUATORS = ("evaluators",)
+"""Who makes a set of evaluators."""
+
+SHIPPED = Path(evaluation.__file__).parent / "fixed"
+"""The folder of the package with sets of evaluators that were made once, by `shipping`."""
 
 EXACT_IMAGES = 16
 """Held-out images on which it is seen that rearrangement alone changes nothing."""
@@ -66,9 +75,9 @@ class Shared:
     """A product's path; or what was given: a path elsewhere, or a part of one's own."""
     codes: Path
     """Tokens and codebook; of images that are encoded already, the use of the codes and the codebook."""
-    classifier: Path | None
+    evaluators: Path | None
     reference: Path | None
-    """None, as the classifier, where there are no images."""
+    """None, as the evaluators, where there are no images."""
     rearrangement: Path
     judging: Path
     exactness: Path
@@ -81,7 +90,7 @@ class Shared:
     @property
     def products(self) -> list[str]:
         """Names of the files of these that lie in the workspace's cache."""
-        made = (self.codes, self.classifier, self.reference, self.rearrangement, self.judging, self.exactness)
+        made = (self.codes, self.evaluators, self.reference, self.rearrangement, self.judging, self.exactness)
         own = made if self.given else (Path(self.tokenizer), *made)
         return [path.name for path in own if path]
 
@@ -103,7 +112,7 @@ def check(config: TrialConfig, load: bool = True) -> None:
         check_encoded(config)
     else:
         check_images(config, images_of(config.data))
-    if load and config.evaluation.extractor != "classifier":
+    if load and config.evaluation.extractor != "set":
         from iar_study.pipeline.measuring import load_network
 
         load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
@@ -223,7 +232,7 @@ class _OfImages(Stages):
     products: ClassVar[dict[str, str]] = {
         "tokenizer": "tokenizer",
         "codes": "codes",
-        "classifier": "classifier",
+        "evaluators": "evaluators",
         "rearrangement": "clustering",
         "judging": "clustering",
         "reference": "reference",
@@ -266,8 +275,8 @@ class _OfImages(Stages):
         return path
 
     @cached_property
-    def classifier(self) -> Path:
-        return classifier_product(self.images, self.config.classifier, self.workspace, self.progress)
+    def evaluators(self) -> Path:
+        return evaluators_product(self.images, self.config.classifier, self.workspace, self.progress)
 
     @cached_property
     def loaded(self) -> Codes:
@@ -280,15 +289,15 @@ class _OfImages(Stages):
     @cached_property
     def reference(self) -> Path:
         extractor, images = self.config.evaluation.extractor, self.images
-        name, identity = "classifier", None
-        if extractor != "classifier":
+        name, identity = "set", None
+        if extractor != "set":
             if self.workspace.frozen:
                 raise NotMade("extractor")  # what it sees is known when it is loaded, and its weights might be fetched
             from iar_study.pipeline.measuring import load_network
 
             network = load_network(extractor, self.config.compute.device)
             name, identity = network.name, network.identity
-        made_from = [self.tokenizer_digest, _digest(self.classifier), _digest(self.judging)]
+        made_from = [self.tokenizer_digest, _digest(self.evaluators), _digest(self.judging)]
         count = min(self.config.evaluation.samples, len(images.test))
         own = part_identity("evaluation.metrics", self.config.evaluation.metrics)
         key = (images.digest, made_from, name, identity, count, *([own] if own else []))
@@ -296,7 +305,7 @@ class _OfImages(Stages):
         if not path.exists():
             from iar_study.pipeline.making import make_reference
 
-            parts = (self.decoder, self.loaded, self.classifier, self.judging)
+            parts = (self.decoder, self.loaded, self.evaluators, self.judging)
             make_reference(path, images, *parts, self.config, count, self.progress)
         return path
 
@@ -317,7 +326,7 @@ class _OfImages(Stages):
             "classes": len(images.class_names),
             "class_names": images.class_names,
         }
-        telling = ("codes", "classifier", "rearrangement", "judging")
+        telling = ("codes", "evaluators", "rearrangement", "judging")
         digests = {"data": images.digest, "tokenizer": self.tokenizer_digest}
         digests |= {name: _digest(getattr(self, name)) for name in telling}
         del paths["tokenizer"]
@@ -433,14 +442,37 @@ def _product(workspace: Workspace, kind: str, makers: Sequence[str], *key: Any) 
     return path
 
 
-def classifier_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
-    """Return the classifier of a set of images, made or found in the cache."""
-    path = _product(workspace, "classifier", ["classifier"], images.digest, asdict(config))
+def evaluators_product(images: Images, config: ClassifierConfig, workspace: Workspace, progress: Progress) -> Path:
+    """Return the set of evaluators of a set of images: found in the cache, else shipped with the package, else made."""
+    try:
+        path = _product(workspace, "evaluators", EVALUATORS, images.digest, asdict(config))
+    except NotMade:
+        if file := shipped(images.digest, config):
+            return file
+        raise
     if not path.exists():
-        from iar_study.pipeline.making import make_classifier
+        if file := shipped(images.digest, config):
+            with replacing(path) as temporary:
+                shutil.copyfile(file, temporary)
+        else:
+            from iar_study.pipeline.making import make_evaluators
 
-        make_classifier(path, images, config, progress)
+            make_evaluators(path, images, config, progress)
     return path
+
+
+def shipped(images: str, config: ClassifierConfig) -> Path | None:
+    """Return the file of the package that these makers would make from images of this digest; None where there is none.
+
+    It tells no source of its makers: these bits are to stay as they are, whatever else is edited.
+    """
+    wanted = {"images": images, "config": asdict(config), "recipe": RECIPE}
+    wanted["versions"] = [list(each) for each in versions(EVALUATORS)]
+    for file in sorted(SHIPPED.glob("*.safetensors")):
+        about = load_metadata(file)
+        if {key: about[key] for key in wanted} == wanted:
+            return file
+    return None
 
 
 def load_codes(shared: Shared) -> Codes:

@@ -15,7 +15,7 @@ from iar_study.errors import InputError
 class Workspace:
     """The folders below one root.
 
-    runs/cache       products shared by trials (tokenizer, codes, classifier, clusterings), named by content
+    runs/cache       products shared by trials (tokenizer, codes, evaluators, clusterings), named by content
     runs/trainings   one folder per training, named by its hash: weights, and the samples drawn with them
     runs/trials      one folder per trial, named by its hash: what was measured of a training
     runs/studies     which trials the last run of a study asked for

@@ -80,8 +80,8 @@ def made_from(product: Product) -> str:
         return f"{data}, {config['train.steps']:,} steps, seed {about['seed']}" if data else "not begun"
     if product.kind == "tokenizer" and config:
         return f"{config['codebook_size']:,} codes, {config['steps']:,} steps, seed {config['seed']}"
-    if product.kind == "classifier" and config:
-        return f"{config['steps']:,} steps, seed {config['seed']}"
+    if product.kind == "evaluators" and config:
+        return f"five classifiers, {config['steps']:,} steps, seed {config['seed']}"
     if product.kind == "clustering" and config:
         return (
             "none"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import BUILT_IN, FIDELITY, Metric, metric_named
+from iar_study.evaluation.metrics import BUILT_IN, FIDELITY, Metric, extractor_in, members_of, metric_named
 from iar_study.evidence.claims import Verdict
 from iar_study.evidence.results import Results
 from iar_study.evidence.rules import Row, percent, planned_looks
@@ -21,7 +21,7 @@ from iar_study.evidence.sequential import levels
 from iar_study.evidence.statistics import ALPHA, compare_with_baseline, p_text, paired_differences, time_to_target
 from iar_study.study.plans import plan_of
 
-SAMPLES = ("fd", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
+SAMPLES = ("fd", "fd_codes", "fd_inf", "kd", "precision", "recall", "coverage", "class_agreement")
 
 HEADLINE = {
     "training": ("fd", "val/token_nll"),
@@ -72,6 +72,9 @@ COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Title -> metrics of each table that compares every arm with the baseline, by kind of study."""
+
+ROUNDING = 1e-12
+"""A log ratio that is nearer to 0 has no direction."""
 
 COLUMNS = 8
 """Seeds that a table of pairs has a column each for; of more, the pairs stand in one cell."""
@@ -176,6 +179,31 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
             compared = [{"key": key, "about": metric_named(key)} for key in keys]
             tables.append({"title": title, "compared": compared, "rows": rows})
     return tables
+
+
+def evaluator_table(results: Results) -> dict[str, Any] | None:
+    """Return FD of every compared arm by the whole set of evaluators and by each of them, and whether they agree.
+
+    None where it was not measured by a set, or nothing is compared.
+    """
+    key = key_of(results, "fd")
+    members = members_of(key, results.final["metric"]) if key else []
+    if not members or not results.compared:
+        return None
+    found = {each: comparison(results, each).loc[results.compared] for each in (str(key), *members)}
+    rows = [
+        {"arm": arm, "cells": [_cell(results, _rows(table)[arm], each) for each, table in found.items()]}
+        for arm in results.compared
+    ]
+    differences = pd.DataFrame({each: found[each]["difference"].astype(float) for each in members})
+    lower, higher = (differences < -ROUNDING).sum(axis=1), (differences > ROUNDING).sum(axis=1)
+    split = [
+        f"{arm} (lower by {lower[arm]}, higher by {higher[arm]})" for arm in lower.index[(lower > 0) & (higher > 0)]
+    ]
+    agreement = f"All {len(members)} evaluators agree on the direction of every difference."
+    if split:
+        agreement = f"The {len(members)} evaluators do not agree on the direction of: {', '.join(split)}."
+    return {"evaluators": [extractor_in(each) for each in found], "rows": rows, "agreement": agreement}
 
 
 def design_tables(results: Results) -> list[dict[str, Any]]:

@@ -174,7 +174,7 @@ def _made_from(product: str, config: TrialConfig) -> tuple[Any, ...]:
     """Return what tells a product from others of its kind while its name is not known."""
     data, tokenizer, evaluation = config.data, config.tokenizer, config.evaluation
     parts: dict[str, tuple[Any, ...]] = {
-        "classifier": (data, config.classifier),
+        "evaluators": (data, config.classifier),
         "rearrangement": (data, tokenizer, same_trial(config).clustering),
         "judging": (data, tokenizer, ClusteringConfig("balanced", evaluation.clusters)),
         "reference": (
@@ -194,11 +194,11 @@ def _about(product: str, config: TrialConfig) -> str:
     """Return what a product is made with, in words."""
     own, evaluation = config.clustering, config.evaluation
     judging = f"balanced, {evaluation.clusters}"
-    seeds = {"tokenizer": config.tokenizer.seed, "classifier": config.classifier.seed, "rearrangement": own.seed}
+    seeds = {"tokenizer": config.tokenizer.seed, "evaluators": config.classifier.seed, "rearrangement": own.seed}
     texts = {
         "tokenizer": f"{config.tokenizer.codebook_size:,} codes, {config.tokenizer.steps:,} steps",
         "codes": config.data.name,
-        "classifier": f"{config.classifier.steps:,} steps",
+        "evaluators": f"five classifiers, {config.classifier.steps:,} steps",
         "rearrangement": "none" if own.strategy == "none" else f"{own.strategy}, {own.n_clusters}",
         "judging": judging,
         "reference": f"{evaluation.extractor}, {evaluation.samples:,} samples",

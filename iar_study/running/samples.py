@@ -25,17 +25,26 @@ from iar_study.config import SIDES, ClassifierConfig, DataConfig, TrialConfig
 from iar_study.data.images import Images, has_images
 from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
+from iar_study.evaluation.evaluators import Evaluators, load_evaluators
 from iar_study.evaluation.feature_parts import FeatureParts, reference_of
 from iar_study.evaluation.features import Extractor, Seen, extract_all, load_extractor, with_channels
-from iar_study.evaluation.fidelity import Estimate, measure_fidelity, perfect_coverage
+from iar_study.evaluation.fidelity import (
+    Estimate,
+    Gaussian,
+    Z,
+    frechet_distance,
+    frechet_standard_error,
+    measure_fidelity,
+    perfect_coverage,
+)
 from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
 from iar_study.pipeline.carried_over import carry_over, training_of
 from iar_study.pipeline.drawing import drawn_tokens, sampling_model
-from iar_study.pipeline.measuring import load_classifier
-from iar_study.pipeline.stages import THREADS, classifier_product, images_of
+from iar_study.pipeline.measuring import SET, classes_told, geometric_mean
+from iar_study.pipeline.stages import THREADS, evaluators_product, images_of
 from iar_study.pipeline.workspace import Workspace, config_of, is_finished, read_record
 from iar_study.running.display import Display
-from iar_study.storage import digest, load_arrays, locked, unwritable
+from iar_study.storage import digest, load_arrays, load_metadata, locked, unwritable
 from iar_study.tokenizers.given import DECODED_AT_ONCE, decoded, load_tokenizer, tokenizer_digest
 from iar_study.tokenizers.vq import Tokenizer
 from iar_study.training.train_gpt import settle_torch
@@ -118,17 +127,20 @@ class FinishedTrial:
         return tokenizer.to(self.config.compute.device).eval()
 
     def product(self, workspace: Workspace, kind: str) -> Path:
-        """Return where in the cache the trial's `tokenizer` or `classifier` lies, by the digest of its content."""
+        """Return where in the cache the trial's `tokenizer` or `evaluators` lie, by the digest of their content."""
         wanted = self.described["inputs"].get(kind)
         if wanted is None:
-            raise InputError(f"trial {self.hash} has no {kind} of its own: its images came encoded; choose another")
+            raise InputError(
+                f"trial {self.hash} has no {kind} of its own: its images came encoded, or an older version ran it; "
+                f"choose another"
+            )
         for path in sorted(workspace.cache.glob(f"{kind}-*.safetensors")):
             with suppress(InputError):  # a damaged one may be another trial's
                 if load_arrays(path)[1].get("digest") == wanted:
                     return path
         raise InputError(
-            f"the {kind} of trial {self.hash} is no longer in {workspace.cache}; "
-            f"run the trial's study again, and it is made anew"
+            f"the {kind} of trial {self.hash} can no longer be found in {workspace.cache}; "
+            f"run the trial's study again, which makes what is missing"
         )
 
 
@@ -283,7 +295,7 @@ def evaluate_samples(
     samples_path, samples : an .npz with `arr_0` or a folder of pictures; the first `samples` of them (default: all).
     reference : a data set (`digits`, `fashion-mnist`, `folder:PATH`), whose held-out images are taken, or an .npz or a
         folder. An ADM reference batch's own mean and covariance are used with `inception`.
-    extractor_spec : `classifier` (trained on the data set once, and kept), `classifier:TRIAL` (by which that trial was
+    extractor_spec : `set` (the evaluators of the data set, made once, and kept), `set:TRIAL` (by which that trial was
         measured), `inception`, `inception:FILE` or `dinov2`.
     image_size : of `folder:PATH`, as in a study on it.
     seed : of the intervals.
@@ -304,26 +316,31 @@ def evaluate_samples(
         known = nearest(reference, [*SIDES, "folder:PATH"])
         raise InputError(f"no images at {reference}, and no data set of that name; {known}")
     kind, _, trial = extractor_spec.partition(":")
+    evaluators: Evaluators | None = None
+    extractors: tuple[Extractor, ...]
     facts: dict[str, Any] = {"name": kind}
-    if kind == "classifier":
+    if kind == SET:
         if pictures.shape[:2] != held_out.shape[:2]:
             raise InputError(
-                f"the classifier compares images of one size, but {pictures.source} has "
+                f"the evaluators compare images of one size, but {pictures.source} has "
                 f"{_size(pictures)} and {held_out.source} has {_size(held_out)}; resize one of them"
             )
         torch.set_num_threads(THREADS)  # as in a trial: the same bits
         device = "cpu"
-        product = _classifier(trial, images, reference, workspace, display)
-        facts |= {"accuracy": load_arrays(product)[1]["accuracy"], "product": product.name}
-        extractor = load_extractor(kind, "cpu", load_classifier(product))
+        product = _evaluators(trial, images, reference, workspace, display)
+        evaluators = load_evaluators(product)
+        about = load_metadata(product)
+        facts = {"name": evaluators.name, "product": product.name, "accuracy": float(np.mean(about["accuracies"]))}
+        extractors = evaluators.members
     else:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        extractor = load_extractor(extractor_spec, device, progress=lambda *at: display.update("weights", *at))
+        extractors = (load_extractor(extractor_spec, device, progress=lambda *at: display.update("weights", *at)),)
 
-    of_reference = _features(held_out, extractor, "reference", workspace, display)
-    seen = _features(pictures, extractor, "samples", workspace, display)
+    first = extractors[0]
+    of_reference = {each.name: _features(held_out, each, "reference", workspace, display) for each in extractors}
+    seen = {each.name: _features(pictures, each, "samples", workspace, display) for each in extractors}
     notes, given = [], (held_out.statistics, held_out.spatial_statistics)
-    if extractor.name != "inception":
+    if first.name != "inception":
         given = (None, None)
     elif told := [name for name, moments in zip(("mu", "mu_s"), given, strict=True) if moments is not None]:
         notes.append(
@@ -331,22 +348,30 @@ def evaluate_samples(
             f"the other metrics are to its {held_out.count} images"
         )
     measured = measure_fidelity(
-        reference_of(of_reference, held_out.source, *given, device="cuda" if device == "cuda" else None),
-        *seen,
+        reference_of(of_reference[first.name], held_out.source, *given, device="cuda" if device == "cuda" else None),
+        *seen[first.name],
         intervals=True,
         seed=seed,
         progress=display.update,
     )
-    estimates = {fidelity_key(family, extractor.name, pictures.count): found for family, found in measured.items()}
-    if extractor.name == "classifier" and seen.probabilities is not None:
-        labels, why = _labels(pictures, images, seen.probabilities.shape[1])
+    estimates = {fidelity_key(family, first.name, pictures.count): found for family, found in measured.items()}
+    if evaluators is not None:
+        by_member = {first.name: measured["fd"]}
+        for each in extractors[1:]:
+            of_images = of_reference[each.name].features
+            by_member[each.name] = _frechet(of_images, seen[each.name].features, seed, display)
+        of_members = {fidelity_key("fd", name, pictures.count): found for name, found in by_member.items()}
+        of_set = {fidelity_key("fd", evaluators.name, pictures.count): _of_set(list(by_member.values()))}
+        estimates = of_set | of_members | estimates
+        classes = classes_told(evaluators, seen)
+        labels, why = _labels(pictures, images, about["classes"])
         if labels is None:
             notes.append(f"no class agreement: {why}")
         else:
-            key = fidelity_key("class_agreement", extractor.name, pictures.count)
-            estimates[key] = Estimate.share(seen.probabilities.argmax(1) == labels)
+            key = fidelity_key("class_agreement", evaluators.name, pictures.count)
+            estimates[key] = Estimate.mean(np.mean([each == labels for each in classes], axis=0))
     notes += _cautions(estimates, pictures.count, held_out.count)
-    shutil.rmtree(_kept(pictures, extractor, workspace), ignore_errors=True)
+    shutil.rmtree(_kept(pictures, first, workspace), ignore_errors=True)
     compared = {
         "samples": _described(pictures),
         "reference": _described(held_out),
@@ -368,16 +393,34 @@ def _data_set(reference: str, image_size: int | None) -> Images | None:
     return None
 
 
-def _classifier(trial: str, images: Images | None, reference: str, workspace: Workspace, display: Display) -> Path:
-    """Return the product of the classifier that a trial was measured by, or of the data set's own."""
+def _evaluators(trial: str, images: Images | None, reference: str, workspace: Workspace, display: Display) -> Path:
+    """Return the product of the evaluators that a trial was measured by, or of the data set's own."""
     if trial:
-        return FinishedTrial.find(workspace, trial).product(workspace, "classifier")
+        return FinishedTrial.find(workspace, trial).product(workspace, "evaluators")
     if images is None:
         raise InputError(
-            f"the classifier is trained on a data set, and {reference} is none; "
-            f"choose --extractor inception, or classifier:TRIAL for that of a trial"
+            f"the evaluators are of a data set, and {reference} is none; "
+            f"choose --extractor inception, or set:TRIAL for those of a trial"
         )
-    return classifier_product(images, ClassifierConfig(), workspace, display.update)
+    return evaluators_product(images, ClassifierConfig(), workspace, display.update)
+
+
+def _frechet(reference: np.ndarray, features: np.ndarray, seed: int, display: Display) -> Estimate:
+    """Return the Frechet distance of features (n, F) from those of the reference (m, F), with its interval."""
+    fitted = Gaussian.of(reference)
+    error = frechet_standard_error(fitted, features, seed, display.update)
+    return Estimate.around(frechet_distance(fitted, features), error)
+
+
+def _of_set(members: list[Estimate]) -> Estimate:
+    """Return the geometric mean of what the members of a set found.
+
+    All members see the same samples, and what is peculiar to these moves all of them alike: the error of the mean log
+    is taken to be the mean of the members' errors, which is the most that it can be.
+    """
+    value = geometric_mean([each.value for each in members])
+    shares = [(each.high - each.value) / each.value for each in members if each.value]
+    return Estimate.around(value, value * float(np.mean(shares)) / Z if value else 0.0)
 
 
 def _features(pictures: PictureSet, extractor: Extractor, what: str, workspace: Workspace, display: Display) -> Seen:
@@ -406,7 +449,7 @@ def _kept(pictures: PictureSet, extractor: Extractor, workspace: Workspace) -> P
 
 
 def _labels(pictures: PictureSet, images: Images | None, classes: int) -> tuple[np.ndarray | None, str]:
-    """Return the classes of samples as the classifier counts them, or None and why they are not known."""
+    """Return the classes of samples as the classifiers count them, or None and why they are not known."""
     if pictures.labels is None:
         return None, f"{pictures.source} does not tell the classes that were asked for"
     labels = pictures.labels
@@ -416,17 +459,17 @@ def _labels(pictures: PictureSet, images: Images | None, classes: int) -> tuple[
             return None, f"the reference has no class {listed(unknown)}, as folders of {pictures.source} are named"
         labels = np.array([names.index(name) for name in pictures.class_names])[labels]
     if labels.min() < 0 or labels.max() >= classes:
-        return None, f"{pictures.source} has classes {labels.min()} to {labels.max()}, the classifier knows {classes}"
+        return None, f"{pictures.source} has classes {labels.min()} to {labels.max()}, the classifiers know {classes}"
     return labels, ""
 
 
 def _cautions(estimates: dict[str, Estimate], count: int, beside: int) -> list[str]:
     """Return what a reader has to know of these values before he believes them."""
     notes: list[str] = []
-    fewest: dict[int, list[str]] = defaultdict(list)
+    fewest: dict[int, dict[str, str]] = defaultdict(dict)
     for key in estimates:
         if count < (metric := metric_named(key)).fewest:
-            fewest[metric.fewest].append(FIDELITY[key.partition("/")[0]].label)
+            fewest[metric.fewest][FIDELITY[key.partition("/")[0]].label] = key
     notes += [
         f"{TOO_FEW} {count:,} samples are too few: from {least:,} on there is a meaning in {', '.join(labels)}"
         for least, labels in sorted(fewest.items())

@@ -70,6 +70,8 @@ def asked(
 
 def check_settings(config: TrialConfig, kind: Kind = "training", processes: int = 1) -> None:
     """Raise `InputError` for settings of a trial that do not fit each other, or no data."""
+    if config.evaluation.extractor == "classifier":
+        raise InputError("evaluation.extractor = classifier is no more: set, the default, has five classifiers")
     for of_kind, name in parts_of(config):
         parts.check(of_kind, name)
     _check_data(config, kind)

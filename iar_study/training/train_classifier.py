@@ -1,4 +1,4 @@
-"""Train the classifier in whose features samples are measured, in half a minute on a CPU."""
+"""Train a classifier, of those in whose features samples are measured, in half a minute on a CPU."""
 
 from __future__ import annotations
 

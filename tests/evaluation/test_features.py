@@ -32,7 +32,7 @@ def classifier(channels):
 def test_a_classifier_gives_its_features_and_probabilities(channels):
     model = classifier(channels)
     images = np.repeat(GREY, channels, -1)
-    features, probabilities = load_extractor("classifier", "cpu", model)(images)
+    features, probabilities = ClassifierFeatures(model, "classifier-0")(images)
     expected, predicted = classify(model, images)
     np.testing.assert_array_equal(features, expected)
     np.testing.assert_array_equal(probabilities.argmax(1), predicted)
@@ -43,11 +43,13 @@ def test_a_classifier_gives_its_features_and_probabilities(channels):
 
 def test_grey_is_grey_in_one_channel_or_three():
     grey, repeated = classifier(1), np.repeat(GREY, 3, -1)
-    np.testing.assert_array_equal(ClassifierFeatures(grey)(repeated)[0], ClassifierFeatures(grey)(GREY)[0])
-    coloured = ClassifierFeatures(classifier(3))
+    np.testing.assert_array_equal(
+        ClassifierFeatures(grey, "grey")(repeated)[0], ClassifierFeatures(grey, "grey")(GREY)[0]
+    )
+    coloured = ClassifierFeatures(classifier(3), "coloured")
     np.testing.assert_array_equal(coloured(repeated)[0], coloured(GREY)[0])
     with pytest.raises(InputError, match="coloured, but the classifier was trained on grey"):
-        ClassifierFeatures(grey)(COLOURED)
+        ClassifierFeatures(grey, "grey")(COLOURED)
 
 
 def test_channels_that_fit_are_not_copied():
@@ -55,7 +57,7 @@ def test_channels_that_fit_are_not_copied():
 
 
 def test_features_are_streamed_and_counted():
-    extractor, seen = ClassifierFeatures(classifier(1)), []
+    extractor, seen = ClassifierFeatures(classifier(1), "grey"), []
     batches = (GREY[i : i + 4] for i in range(0, 6, 4))
     features, probabilities = extract(extractor, batches, 6, lambda *at: seen.append(at[:2]))
     assert seen == [(4, 6), (6, 6)]
@@ -67,7 +69,7 @@ def test_features_are_streamed_and_counted():
 @pytest.mark.parametrize(("batches", "came"), [([], 0), ([GREY[:4]], 4), ([GREY, GREY], 12)])
 def test_more_or_fewer_pictures_are_refused(batches, came):
     with pytest.raises(InputError, match=f"6 images were to come, {came} came"):
-        extract(ClassifierFeatures(classifier(1)), iter(batches), 6)
+        extract(ClassifierFeatures(classifier(1), "grey"), iter(batches), 6)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,8 @@ def test_more_or_fewer_pictures_are_refused(batches, came):
     [
         ("incepton", "unknown extractor 'incepton'; did you mean 'inception'?"),
         ("dinov2:file", "unknown extractor 'dinov2:file'"),
-        ("classifier", "trained on a data set; without one, use inception"),
+        ("set", "made of a data set; without one, use inception"),
+        ("classifier", "unknown extractor 'classifier'; known: set"),
     ],
 )
 def test_what_cannot_be_had_says_what_can(spec, message):

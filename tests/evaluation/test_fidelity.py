@@ -510,7 +510,7 @@ def sets() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_everything_is_measured_and_known_to_the_table_of_metrics(sets) -> None:
     reference, samples, probabilities = sets
     measured = measure_fidelity(Reference(reference), samples, probabilities, intervals=True)
-    assert list(measured) == [name for name in FIDELITY if name not in ("class_agreement", *SPATIAL)]
+    assert list(measured) == [name for name in FIDELITY if name not in ("class_agreement", "fd_codes", *SPATIAL)]
     for estimate in measured.values():
         assert estimate.low < estimate.value < estimate.high
     assert measured["fd"].value == frechet_distance(reference, samples)

@@ -37,11 +37,11 @@ def decode(tokens):
     return grid.repeat(PIXELS, axis=1).repeat(PIXELS, axis=2)
 
 
-def extract(pictures):
+def look(pictures):
     """The pixels themselves are the features; the label says which half is brighter."""
     flat = pictures.reshape(len(pictures), -1).astype(np.float32)
     left, right = np.array_split(flat, 2, axis=1)
-    return flat, (left.mean(1) > right.mean(1)).astype(np.int64)
+    return [flat], [(left.mean(1) > right.mean(1)).astype(np.int64)]
 
 
 def draw(n=40):
@@ -182,7 +182,7 @@ def measured(tokens, decode, *others, **named):
 
 
 def test_pictures_change_more_the_farther_the_code():
-    found = measured(draw(), decode, LEVELS, BLOCKS, extract, seed=0)
+    found = measured(draw(), decode, LEVELS, BLOCKS, look, seed=0)
     assert tuple(found.curve) == ranks(SIZE)
     for metric, direction in {"psnr": -1, "ssim": -1, "class_agreement": -1, "feature_distance": 1}.items():
         values = np.array([point[metric] for point in found.curve.values()]) * direction
@@ -198,9 +198,26 @@ def test_pictures_change_more_the_farther_the_code():
     assert found.random_code["feature_distance"] == pytest.approx(1, abs=0.15)  # as far as another picture
 
 
+def test_several_who_look_count_alike():
+    def half(pictures):
+        return [pictures[:, :, : SIDE * PIXELS // 2].reshape(len(pictures), -1) / 255], [np.zeros(len(pictures))]
+
+    def both(pictures):
+        (one, other) = look(pictures), half(pictures)
+        return one[0] + other[0], one[1] + other[1]
+
+    of_one, of_other, of_both = (
+        measured(draw(), decode, LEVELS, BLOCKS, each, seed=0).random_code for each in (look, half, both)
+    )
+    assert of_one["feature_distance"] != of_other["feature_distance"]
+    assert of_other["class_agreement"] == 1 > of_one["class_agreement"]
+    for name in ("feature_distance", "class_agreement"):
+        assert of_both[name] == pytest.approx((of_one[name] + of_other[name]) / 2)
+
+
 def test_duplicate_codes_change_nothing():
     pairs = line(np.arange(SIZE) // 2)
-    found = measured(draw(), lambda tokens: decode(tokens // 2), pairs, BLOCKS, extract, seed=0)
+    found = measured(draw(), lambda tokens: decode(tokens // 2), pairs, BLOCKS, look, seed=0)
     same = {"psnr": LARGEST_PSNR, "ssim": pytest.approx(1), "feature_distance": 0.0, "class_agreement": 1.0}
     assert found.curve[1] == same
     assert found.curve[2]["psnr"] < LARGEST_PSNR
@@ -208,19 +225,19 @@ def test_duplicate_codes_change_nothing():
 
 def test_a_random_cluster_is_no_better_than_any_code():
     labels = np.random.default_rng(1).permutation(SIZE) // 8
-    found = measured(draw(200), decode, LEVELS, by_labels(labels), extract, seed=0)
+    found = measured(draw(200), decode, LEVELS, by_labels(labels), look, seed=0)
     for metric, tolerance in {"psnr": 0.8, "ssim": 0.06, "feature_distance": 0.1, "class_agreement": 0.12}.items():
         assert found.same_cluster[metric] == pytest.approx(found.random_code[metric], abs=tolerance)
 
 
 def test_clusters_of_one_code_keep_it():
     alone = by_labels(np.arange(SIZE))
-    found = measured(draw(), decode, LEVELS, alone, extract, seed=0)
+    found = measured(draw(), decode, LEVELS, alone, look, seed=0)
     assert found.same_cluster["psnr"] == LARGEST_PSNR
 
 
 def test_the_seed_alone_draws_and_the_clusters_leave_the_other_ways_as_they_are():
-    measure = lambda arranged, seed: measured(draw(), decode, LEVELS, arranged, extract, seed=seed)  # noqa: E731
+    measure = lambda arranged, seed: measured(draw(), decode, LEVELS, arranged, look, seed=seed)  # noqa: E731
     first, again, other_seed = measure(BLOCKS, 3), measure(BLOCKS, 3), measure(BLOCKS, 4)
     assert (first.curve, first.same_cluster, first.random_code) == (again.curve, again.same_cluster, again.random_code)
     np.testing.assert_array_equal(first.pictures, again.pictures)
@@ -234,7 +251,7 @@ def test_the_seed_alone_draws_and_the_clusters_leave_the_other_ways_as_they_are(
 
 def test_pictures_are_in_labelled_columns_and_ranks_are_told_as_they_are_measured():
     tokens, calls = draw(), []
-    found = measured(tokens, decode, LEVELS, BLOCKS, extract, seed=0, measured=lambda *call: calls.append(call))
+    found = measured(tokens, decode, LEVELS, BLOCKS, look, seed=0, measured=lambda *call: calls.append(call))
     assert found.columns == (
         *("true tokens", "rank 1", "rank 2", "rank 4", "rank 16", "rank 32", "rank 63"),
         *("same cluster", "random code"),
@@ -250,7 +267,7 @@ def test_pictures_are_in_labelled_columns_and_ranks_are_told_as_they_are_measure
 
 def test_the_least_that_can_be_measured():
     pair = by_labels([0, 0])
-    found = measured(np.array([[0] * 16, [1] * 16]), decode, line([0, 1]), pair, extract, seed=0)
+    found = measured(np.array([[0] * 16, [1] * 16]), decode, line([0, 1]), pair, look, seed=0)
     assert found.columns == ("true tokens", "rank 1", "same cluster", "random code")
     assert found.curve[1] == found.same_cluster == found.random_code
     assert found.curve[1]["feature_distance"] == 1  # each has become the other
@@ -258,7 +275,7 @@ def test_the_least_that_can_be_measured():
 
 def test_pictures_that_are_all_alike_are_no_measure_of_distance():
     tokens = np.zeros((3, 16), np.int64)
-    found = measured(tokens, decode, LEVELS, BLOCKS, extract, seed=0)
+    found = measured(tokens, decode, LEVELS, BLOCKS, look, seed=0)
     assert np.isnan(found.curve[1]["feature_distance"])
     assert np.isfinite(found.curve[1]["psnr"])
 
@@ -276,7 +293,7 @@ def test_pictures_that_are_all_alike_are_no_measure_of_distance():
 )
 def test_what_does_not_belong_together(tokens, codebook, arranged, message):
     with pytest.raises(InputError, match=message):
-        measured(tokens, decode, codebook, arranged, extract, seed=0)
+        measured(tokens, decode, codebook, arranged, look, seed=0)
 
 
 @pytest.mark.usefixtures("keeping_all")
@@ -291,16 +308,16 @@ def test_a_measurement_that_is_cut_off_goes_on_to_the_same_bits(tmp_path):
 
     tokens, ranks_told = draw(), []
     originals = decode(tokens)
-    whole = measure_near_codes(tokens, originals, decode, LEVELS, BLOCKS, extract, 0)
+    whole = measure_near_codes(tokens, originals, decode, LEVELS, BLOCKS, look, 0)
     kept = Kept(tmp_path / "kept.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, extract, 0, kept=kept)
+        measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, look, 0, kept=kept)
 
     def told(rank, metrics):
         ranks_told.append((rank, metrics))
 
     given = {"measured": told, "kept": Kept(kept.path)}
-    again = measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, extract, 0, **given)
+    again = measure_near_codes(tokens, originals, cut_off, LEVELS, BLOCKS, look, 0, **given)
     ways = len(ranks(SIZE)) + 2
     assert len(decoded) == 6 + 1 + ways - 4  # the true pictures, and the ways that were not yet known
     assert again.curve == whole.curve

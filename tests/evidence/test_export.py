@@ -11,6 +11,7 @@ import pytest
 from iar_study.errors import InputError
 from iar_study.evidence.export import export, find_store, open_store, take_in
 from iar_study.evidence.results import STAGES, load_results
+from iar_study.pipeline import making, stages
 from iar_study.pipeline.workspace import Workspace, studies_run
 from iar_study.running.display import Display
 from iar_study.running.runner import run_study
@@ -81,6 +82,23 @@ def test_the_same_results_give_the_same_bytes(done, file):
         path.touch()
     export(done, ["components"], again)
     assert again.read_bytes() == file.read_bytes()
+
+
+def test_evaluators_go_along_and_pin_what_is_measured_by(done, file, tmp_path, monkeypatch):
+    (own,) = done.cache.glob("evaluators-*")
+    workspace = make_workspace(tmp_path / "elsewhere")
+    take_in(file, workspace)
+    assert (workspace.cache / own.name).read_bytes() == own.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "make_evaluators", None)  # nothing is trained
+        assert run(workspace, seeds=[0], arms=["baseline"]).failed == {}
+    # What the package ships need not go along.
+    (tmp_path / "fixed").mkdir()
+    shutil.copy(own, tmp_path / "fixed")
+    monkeypatch.setattr(stages, "SHIPPED", tmp_path / "fixed")
+    export(done, ["components"], tmp_path / "slim.tar.xz")
+    with open_store(tmp_path / "slim.tar.xz") as store:
+        assert not list(store.cache.glob("evaluators-*"))
 
 
 def test_a_study_goes_on_from_an_export_with_its_inputs(done, tmp_path):

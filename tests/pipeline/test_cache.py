@@ -37,7 +37,7 @@ def run(workspace: Workspace, **changes: Any) -> Outcome:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A study that was run with other images in mind first: of that run, no study uses anything but the classifier."""
+    """A study that was run with other images in mind first: of that run, no study uses anything but the evaluators."""
     workspace = make_workspace(tmp_path_factory.mktemp("workspace"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -68,11 +68,11 @@ def kinds(products: list[Product]) -> list[str]:
 
 
 USED = [
-    *("tokenizer", "codes", "classifier", "clustering", "clustering", "reference", "exactness"),
+    *("tokenizer", "codes", "evaluators", "clustering", "clustering", "reference", "exactness"),
     *("training", "training", "trial", "trial"),
 ]
 UNUSED = ["tokenizer", "codes", "clustering", "clustering", "reference", "exactness", "training", "trial"]
-"""Of the first run: all but the classifier."""
+"""Of the first run: all but the evaluators."""
 
 
 def test_each_product_is_listed_with_who_uses_it(workspace: Workspace) -> None:
@@ -90,7 +90,7 @@ def test_each_product_is_listed_with_who_uses_it(workspace: Workspace) -> None:
     assert listed == sum(path.stat().st_size for path in files if path.parent != workspace.cache or path.name != "lock")
     hashes = [trial["hash"] for trial in manifest_of(workspace)["trials"]]
     of_kind = {each.kind: each for each in products if each.studies}
-    assert set(hashes) <= set(of_kind["classifier"].trials)
+    assert set(hashes) <= set(of_kind["evaluators"].trials)
     assert set(of_kind["tokenizer"].trials) == set(hashes)
     text = cache_text(products)
     assert "64 codes, 20 steps, seed 1" in text

@@ -18,6 +18,7 @@ from iar_study.codebook import Codebook, Rearrangement, cluster_codes, clusterin
 from iar_study.codebook.ordering import order_vectors
 from iar_study.config import ClassifierConfig, TokenizerConfig, with_settings
 from iar_study.data.images import load_images
+from iar_study.evaluation.evaluators import principal_components
 from iar_study.evaluation.fidelity import Reference, measure_fidelity
 from iar_study.evaluation.near_codes import measure_near_codes
 from iar_study.evaluation.predictions import Judge, prediction_metrics
@@ -58,6 +59,11 @@ def small_classifier():
     images = pictures()
     config = ClassifierConfig(channels=8, steps=20)
     return train_classifier(images.train[:200], images.train_labels[:200], 10, config, threads=1)
+
+
+def small_components():
+    found = principal_components(pictures().train)
+    return [float(np.abs(found[name].astype(float)).mean()) for name in ("mean", "vectors", "scales")]
 
 
 def size_of(module):
@@ -110,11 +116,11 @@ def near_codes():
     def show(tokens):
         return np.kron(table[tokens].reshape(-1, 2, 2, 1), np.ones((1, 8, 8, 1))).astype(np.uint8)
 
-    def extract(shown):
-        return shown.reshape(len(shown), -1).astype(float), shown[:, 0, 0, 0] // 64
+    def look(shown):
+        return [shown.reshape(len(shown), -1).astype(float)], [shown[:, 0, 0, 0] // 64]
 
     arranged = Rearrangement.from_labels(np.arange(48) // 8)
-    found = measure_near_codes(tokens, show(tokens), show, codebook, arranged, extract, 0)
+    found = measure_near_codes(tokens, show(tokens), show, codebook, arranged, look, 0)
     return [found.curve[1]["ssim"], found.same_cluster["feature_distance"], found.random_code["psnr"]]
 
 
@@ -129,7 +135,10 @@ def smoothed():
 GOLDEN = {
     ("tokenizer", 1): (lambda: [size_of(small_tokenizer())], [0.09310241]),
     ("codes", 1): (lambda: [float(encode_images(small_tokenizer(), pictures().test[:50]).mean())], [7.49875]),
-    ("classifier", 1): (lambda: [size_of(small_classifier())], [0.042253271]),
+    ("evaluators", 1): (
+        lambda: [size_of(small_classifier()), *small_components()],
+        [0.042253271, 0.30544773, 0.072632477, 42.122168],
+    ),
     ("clustering none", 1): (list, []),
     ("clustering balanced", 1): (partial(clustered, "balanced"), [2815, 6]),
     ("clustering greedy", 1): (partial(clustered, "greedy"), [2850, 6]),

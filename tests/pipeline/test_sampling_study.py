@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from iar_study.evaluation.metrics import find_metric
 from iar_study.evidence.results import load_results
 from iar_study.reporting.report import write_report
 from iar_study.running.display import Display
@@ -50,7 +51,8 @@ def test_the_scale_of_the_training_gives_what_the_training_measured(done):
     for metric in wide:
         np.testing.assert_array_equal(wide.loc["baseline, s=2"][metric], trained[metric])
         assert "@80" in metric
-    assert (wide.loc["baseline, s=1"]["fd/classifier@80"] != wide.loc["baseline, s=4"]["fd/classifier@80"]).any()
+    fd = find_metric("fd", wide)
+    assert (wide.loc["baseline, s=1"][fd] != wide.loc["baseline, s=4"][fd]).any()
 
 
 def test_other_noise_samples_anew_from_the_same_weights(done, tmp_path):
@@ -67,10 +69,8 @@ def test_other_noise_samples_anew_from_the_same_weights(done, tmp_path):
     one, other = (results.final[results.final["arm"] == arm].set_index("metric")["value"] for arm in "ab")
     assert (one != other).any()
     # The first draw is that of before there were others.
-    assert (
-        one["fd/classifier@80"]
-        == load_results(workspace, "components").final.set_index(["metric", "seed"])["value"]["fd/classifier@80", 0]
-    )
+    fd, trained = find_metric("fd", one.index), load_results(workspace, "components").final
+    assert one[fd] == trained.set_index(["metric", "seed"])["value"][fd, 0]
 
 
 def test_a_diverged_training_has_nothing_to_sample_from(done, tmp_path):

@@ -16,7 +16,6 @@ from iar_study.data.encoding import extract_codes
 from iar_study.data.images import load_images
 from iar_study.data.llamagen_codes import open_codes
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import FIDELITY, SPATIAL, fidelity_key
 from iar_study.pipeline import making, stages
 from iar_study.pipeline.making import decode, facts
 from iar_study.pipeline.workspace import Workspace
@@ -25,7 +24,7 @@ from iar_study.study.checks import check_settings
 from iar_study.study.study import arm_config, load_profile, load_study
 from iar_study.tokenizers.given import load_tokenizer
 from iar_study.tokenizers.vq import VQConfig, VQModel, to_float, to_uint8
-from tests.workspaces import ROOT, encode_digits
+from tests.workspaces import BY_A_SET, ROOT, encode_digits, evaluators_in
 
 SMALL = {"tokenizer.steps": 30, "classifier.steps": 30, "evaluation.samples": 100}
 
@@ -59,7 +58,7 @@ def test_llamagens_tokenizer_with_images_has_all_that_a_trained_one_has(workspac
     sizes = {"tokenizer.codebook_size": 64, "tokenizer.code_dim": 4, "tokenizer.patch": 2}
     settings = {"classifier.steps": 30, "evaluation.samples": 100, "tokenizer.checkpoint": "vq.pt", **sizes}
     shared = prepare(workspace, settings)
-    assert products(workspace) == ["classifier", "clustering", "clustering", "codes", "exactness", "reference"]
+    assert products(workspace) == ["clustering", "clustering", "codes", "evaluators", "exactness", "reference"]
     assert "vq.pt" not in shared.products
     codes, digits = stages.load_codes(shared), load_images(smoke({}).data)
     tokens = given.eval().encode(to_float(digits.test[:20]))
@@ -68,9 +67,7 @@ def test_llamagens_tokenizer_with_images_has_all_that_a_trained_one_has(workspac
     known = facts(shared)
     assert 0 < known["tokenizer"]["usage"] <= 1
     assert known["exact"]["decoding"] == 0
-    assert set(known["reconstruction"]) == {
-        fidelity_key(family, "classifier", 100) for family in FIDELITY if family not in SPATIAL
-    }
+    assert evaluators_in(known["reconstruction"], 100) == BY_A_SET
     torch.manual_seed(1)
     VQModel(TINY).save_llamagen(workspace.root / "vq.pt")
     other = prepare(workspace, settings)
@@ -85,9 +82,9 @@ def test_llamagens_tokenizer_with_images_has_all_that_a_trained_one_has(workspac
 
 def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Workspace) -> None:
     shared = prepare(workspace, SMALL)
-    made = ["classifier", "clustering", "clustering", "codes", "exactness", "reference", "tokenizer"]
+    made = ["clustering", "clustering", "codes", "evaluators", "exactness", "reference", "tokenizer"]
     assert products(workspace) == made
-    assert set(shared.digests) == {"data", "tokenizer", "codes", "classifier", "rearrangement", "judging"}
+    assert set(shared.digests) == {"data", "tokenizer", "codes", "evaluators", "rearrangement", "judging"}
     codes, digits = stages.load_codes(shared), load_images(smoke({}).data)
     assert codes.train_tokens.shape == (len(digits.train), 1, 16)
     tokens = load_tokenizer(shared.tokenizer).encode(torch.from_numpy(digits.test / 127.5 - 1).movedim(3, 1).float())
@@ -96,9 +93,7 @@ def test_of_images_all_is_made_and_the_codes_have_one_augmentation(workspace: Wo
     assert decode(shared, codes.test_tokens, "cpu").shape == digits.test.shape
     known = facts(shared)
     assert set(known["tokenizer"]) == {"psnr", "usage", "perplexity"}
-    assert set(known["reconstruction"]) == {
-        fidelity_key(family, "classifier", 100) for family in FIDELITY if family not in SPATIAL
-    }
+    assert evaluators_in(known["reconstruction"], 100) == BY_A_SET
     assert known["exact"]["decoding"] == 0
     assert known["exact"]["equivariance"] < 1e-12
     assert 0 < known["classifier_accuracy"] <= 1
@@ -122,7 +117,7 @@ def test_in_a_frozen_workspace_nothing_is_made_and_what_is_made_is_found(
 def test_of_encoded_images_nothing_is_trained(workspace: Workspace, encoded: dict[str, str]) -> None:
     shared = prepare(workspace, encoded)
     assert products(workspace) == ["clustering", "clustering", "exactness", "use"]
-    assert (shared.classifier, shared.reference) == (None, None)
+    assert (shared.evaluators, shared.reference) == (None, None)
     assert set(shared.digests) == {"codes", "tokenizer", "rearrangement", "judging"}
     about = {key: shared.data[key] for key in ("image_size", "channels", "train_images", "augmentations", "classes")}
     assert about == {"image_size": 8, "channels": 1, "train_images": 1437, "augmentations": 2, "classes": 10}

@@ -345,3 +345,49 @@ def test_time_to_target_has_no_target_where_the_baseline_diverged(build):
     soon = table["rows"][1]
     # Seed 1 would reach 3, the value at step 100, at step 33.
     assert soon["tokens"] in (DASH, "not reached", "6.25")
+
+
+MEMBERS = ("classifier-0a0a0a0a", "classifier-1b1b1b1b", "components-2c2c2c2c")
+
+
+def by_a_set(results, tilt):
+    """As if FD had been measured by three evaluators; `tilt`: arm -> log ratios that each adds, which sum to 0."""
+    rows = results.final[results.final["metric"] == FD]
+    others = [
+        rows.assign(
+            metric=f"fd/{name}@2k",
+            value=rows["value"] * np.exp([tilt.get(arm, (0, 0, 0))[k] for arm in rows["arm"]]),
+        )
+        for k, name in enumerate(MEMBERS)
+    ]
+    whole = results.final.replace({"metric": {FD: "fd/set-3d3d3d3d@2k"}})
+    curves = results.curves.replace({"metric": {FD: "fd/set-3d3d3d3d@2k"}})
+    return replace(results, final=pd.concat([whole, *others], ignore_index=True), curves=curves)
+
+
+def test_each_evaluators_fd_stands_in_one_table_alone_and_whether_all_agree(results, tmp_path):
+    found = by_a_set(results, {"iar": (0.01, 0.0, -0.01)})
+    page, text = both_pages(bare(found), tmp_path)
+    (shown,), (other,) = (each.under("By evaluator") for each in (page, text))
+    assert [[numbers(cell) for cell in row[1:]] for row in shown[1:]] == [
+        [numbers(cell) for cell in row[1:]] for row in other[1:]
+    ]
+    assert shown[0] == ["arm", "set-3d3d3d3d", *MEMBERS]
+    assert [row[0] for row in shown[1:]] == ["rearranged", "blocks", "random", "iar"]
+    expected = [
+        numbers(percent(np.log(per_seed(results, FD)["iar"] / per_seed(results, FD)["baseline"]).mean() + tilt))
+        for tilt in (0, 0.01, 0, -0.01)
+    ]
+    assert [numbers(cell)[:1] for cell in shown[-1][1:]] == expected
+    for each in (page, text):
+        assert "All 3 evaluators agree on the direction of every difference." in each.words
+        assert each.words.count("classifier-0a0a0a0a") == 1
+    assert (tmp_path / found.study / "results.csv").read_text().count("fd/classifier-0a0a0a0a@2k") == 15
+
+
+def test_evaluators_that_do_not_agree_are_told(results):
+    found = tables.evaluator_table(by_a_set(results, {"iar": (0.5, 0.0, -0.5)}))
+    assert found["agreement"] == ("The 3 evaluators do not agree on the direction of: iar (lower by 2, higher by 1).")
+    assert tables.evaluator_table(results) is None
+    alone = replace(results, arms={"baseline": "alone"})
+    assert tables.evaluator_table(by_a_set(alone, {})) is None

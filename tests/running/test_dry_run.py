@@ -90,11 +90,11 @@ def test_of_a_fresh_workspace_all_is_to_be_made(workspace: Workspace) -> None:
     assert found.first == "the tokenizer is to be made"
     assert not any(stage.made for stage in found.stages)
     named = {stage.kind for stage in found.stages if stage.file}
-    assert named == {"tokenizer", "classifier"}  # what the others are called depends on what these will be
+    assert named == {"tokenizer", "evaluators"}  # what the others are called depends on what these will be
     assert {stage.kind: stage.trials for stage in found.stages if stage.about != "none"} == {
         "tokenizer": 4,
         "codes": 4,
-        "classifier": 4,
+        "evaluators": 4,
         "clustering": 4,  # by which the arms are judged; the arm `iar` trains with the same one
         "reference": 4,
         "exactness": 4,

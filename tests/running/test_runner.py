@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from iar_study.cli import build_parser, main
 from iar_study.errors import InputError
-from iar_study.evaluation.metrics import FIDELITY, METRICS, SPATIAL, fidelity_key
+from iar_study.evaluation.metrics import METRICS, find_metric, members_of
 from iar_study.evidence.results import load_results
 from iar_study.pipeline.cache import list_cache
 from iar_study.pipeline.workspace import Workspace, read_manifest
@@ -37,7 +37,7 @@ from iar_study.study.study import load_profile, load_study
 from iar_study.tracking.store import holds_finished, store_uri
 from iar_study.training.journal import read_journal
 from tests import forked
-from tests.workspaces import make_workspace
+from tests.workspaces import BY_A_SET, evaluators_in, make_workspace
 
 SMALL = {
     "tokenizer.steps": 30,
@@ -155,8 +155,15 @@ def test_results_are_tidy_and_whole(done):
     assert list(results.arms) == ARMS
     assert results.missing.empty
     predictions = {name for name in METRICS if name.startswith("val/")}
-    samples = {fidelity_key(family, "classifier", 100) for family in FIDELITY if family not in SPATIAL}
+    samples = {key for key in results.final.metric if "@" in key}
     assert set(results.final.metric) == predictions | samples
+    assert evaluators_in(samples, 100) == BY_A_SET
+    wide = results.final.pivot(index=["arm", "seed"], columns="metric", values="value")
+    fd = find_metric("fd", samples)
+    members = wide[members_of(fd, samples)]
+    assert members.shape == (6, 6)
+    np.testing.assert_allclose(wide[fd], np.exp(np.log(members).mean(axis=1)), rtol=1e-12)
+    assert (members.std(axis=1) > 0).all()
     assert (results.final.groupby(["arm", "seed"]).size() == results.final.metric.nunique()).all()
     assert set(results.curves.step) == {10, 20}  # samples are drawn four times
     assert set(results.curves.metric) <= set(METRICS) | samples
@@ -213,7 +220,8 @@ def test_mlflow_holds_a_parent_and_a_nested_run_per_trial_with_every_point_once(
         history = client.get_metric_history(trial.info.run_id, "val/token_nll")
         assert [point.step for point in history] == [10, 20]
         ours = results.final[results.final.run_id == trial.info.run_id].set_index("metric").value
-        assert trial.data.metrics["fd/classifier:100"] == ours["fd/classifier@100"]
+        fd = find_metric("fd", ours.index)
+        assert trial.data.metrics[fd.replace("@", ":")] == ours[fd]
         assert {file.path for file in client.list_artifacts(trial.info.run_id)} == {
             "samples.png",
             "codebook.safetensors",

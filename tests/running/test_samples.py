@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from iar_study.data.picture_sets import open_pictures
 from iar_study.errors import InputError
 from iar_study.evaluation import features
 from iar_study.evaluation.fidelity import frechet_distance, score_of_parts
-from iar_study.evaluation.metrics import FIDELITY, SPATIAL
+from iar_study.evaluation.metrics import FIDELITY, SPATIAL, find_metric
 from iar_study.pipeline import drawing
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running import samples
@@ -30,7 +31,7 @@ from iar_study.running.runner import run_study
 from iar_study.running.samples import evaluate_samples, export_samples, spans
 from iar_study.storage import load_arrays, read_json, write_json
 from iar_study.study.study import load_profile, load_study
-from tests.workspaces import encode_digits, make_workspace
+from tests.workspaces import BY_A_SET, encode_digits, evaluators_in, make_workspace
 
 MEASURED = 130
 SMALL = {
@@ -78,8 +79,8 @@ def exported(workspace, tmp_path_factory):
 
 
 @pytest.fixture
-def classifier(monkeypatch):
-    """A classifier that is trained at once."""
+def quick(monkeypatch):
+    """Evaluators that are made at once."""
     config = samples.ClassifierConfig(channels=8, steps=20)
     monkeypatch.setattr(samples, "ClassifierConfig", lambda: config)
 
@@ -96,11 +97,12 @@ def test_an_export_is_what_the_trial_was_measured_on(workspace, tmp_path, strate
     for row, column in np.ndindex(grid.shape[:2]):
         np.testing.assert_array_equal(pictures[row + 10 * column], np.repeat(grid[row, column], 3, -1))
 
-    found = evaluate_samples(tmp_path / "s.npz", "digits", f"classifier:{name}", workspace, QUIET)
+    found = evaluate_samples(tmp_path / "s.npz", "digits", f"set:{name}", workspace, QUIET)
     own = read_json(workspace.trials / name / "result.json")["metrics"]
     own = {key: value for key, value in own.items() if key.partition("/")[0] in FIDELITY}
+    del own[find_metric("fd_codes", own)]  # what the tokenizer lost is known to the trial alone
     assert own.keys() == found.measured.keys()
-    assert f"fd/classifier@{MEASURED}" in own
+    assert evaluators_in(own, MEASURED) == {family: by for family, by in BY_A_SET.items() if family != "fd_codes"}
     for key, value in own.items():
         assert found.measured[key].value == pytest.approx(value, rel=0, abs=1e-9), key
         assert found.measured[key].low <= value <= found.measured[key].high
@@ -156,8 +158,8 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     name = trial_of(workspace, "greedy")
     opened = export_samples(workspace, name, tmp_path / "s.npz")
     assert (opened.count, opened.shape) == (10, (8, 8, 3))
-    with pytest.raises(InputError, match="has no classifier of its own"):
-        evaluate_samples(tmp_path / "s.npz", "digits", f"classifier:{name}", workspace, QUIET)
+    with pytest.raises(InputError, match="has no evaluators of its own"):
+        evaluate_samples(tmp_path / "s.npz", "digits", f"set:{name}", workspace, QUIET)
     tokenizer = tmp_path / "tokenizer.safetensors"
     arrays, metadata = load_arrays(tokenizer)
     arrays["post_quant_conv.bias"] = arrays["post_quant_conv.bias"] + 1
@@ -170,7 +172,10 @@ def test_images_that_came_encoded_are_decoded_by_their_tokenizer(tmp_path, monke
     ("change", "message"),
     [
         (lambda folder: (folder / "result.json").unlink(), "is not finished; run its study again"),
-        (lambda folder: shutil.rmtree(folder.parents[1] / "cache"), "the tokenizer of trial .* is no longer in"),
+        (
+            lambda folder: shutil.rmtree(folder.parents[1] / "cache"),
+            "the tokenizer of trial .* can no longer be found in",
+        ),
     ],
 )
 def test_what_is_missing_of_a_trial_is_named(workspace, tmp_path, change, message):
@@ -219,7 +224,7 @@ def test_two_exports_to_one_file_do_not_meet(workspace, tmp_path):
         export_samples(workspace, trial_of(workspace, "none"), path)
 
 
-def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch, capsys, classifier):
+def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch, capsys, quick):
     monkeypatch.chdir(workspace.root)
     path, name = tmp_path / "s.npz", trial_of(workspace, "none")
     assert main(["export-samples", name[:14], "--npz", str(path), "--samples", "20"]) == 0
@@ -230,45 +235,53 @@ def test_the_command_line_exports_and_evaluates(workspace, tmp_path, monkeypatch
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     for word in (f"20 images, 8 x 8 x 3, SHA-256 {sha256[:12]}", "digits, held out: 360 images", "right about"):
         assert word in shown
-    for word in ("FD (classifier, 20) †", "fd/classifier@20", "class_agreement/classifier@20", "lower", " to "):
-        assert word in shown
-    assert main([*given, "--samples", "10", "--extractor", f"classifier:{name}", "--json"]) == 0
+    for word in (
+        r"FD \(set-\w{8}, 20\) †",
+        r"fd/set-\w{8}@20",
+        r"fd/components-\w{8}@20",
+        r"class_agreement/set-\w{8}@20",
+    ):
+        assert re.search(word, shown), word
+    assert main([*given, "--samples", "10", "--extractor", f"set:{name}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["samples"]["count"] == 10
     assert told["samples"]["sha256"] == sha256
-    assert set(told["metrics"]["fd/classifier@10"]) == {"label", "value", "low", "high", "better", "fewest_samples"}
-    assert told["metrics"]["fd/classifier@10"]["fewest_samples"] == 256
-    assert {key.partition("/")[0] for key in told["metrics"]} == set(FIDELITY) - set(SPATIAL)
+    fd = told["metrics"][find_metric("fd", told["metrics"])]
+    assert set(fd) == {"label", "value", "low", "high", "better", "fewest_samples"}
+    assert fd["fewest_samples"] == 256
+    assert fd["low"] < fd["value"] < fd["high"]
+    assert {key.partition("/")[0] for key in told["metrics"]} == set(FIDELITY) - {"fd_codes", *SPATIAL}
 
 
-def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, classifier):
+def test_few_samples_are_said_to_be_too_few(workspace, tmp_path, quick):
     pictures = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "s.npz", arr_0=pictures)
     few, more = (
-        evaluate_samples(tmp_path / "s.npz", "digits", "classifier", workspace, Display(), samples=count)
+        evaluate_samples(tmp_path / "s.npz", "digits", "set", workspace, Display(), samples=count)
         for count in (90, 300)
     )
     marked = {line.partition(" (")[0] for line in few.text().splitlines() if "90) †" in line}
     assert marked == {metric.label for metric in FIDELITY.values()} - {
         "class agreement",
-        *(FIDELITY[family].label for family in SPATIAL),
+        *(FIDELITY[family].label for family in ("fd_codes", *SPATIAL)),
     }
     assert "† 90 samples are too few: from 256 on there is a meaning in FD, FD at infinity" in few.text()
     assert "coverage: 90 perfect samples beside 360 images would have 0.68" in few.text()
-    assert "FD (classifier, 300)  " in more.text()
+    assert re.search(r"FD \(set-\w{8}, 300\)  ", more.text())
     assert {line.partition(" (")[0] for line in more.text().splitlines() if "300) †" in line} == {
         "score",
         "recall",
         "coverage",
     }
-    assert json.loads(more.as_json())["metrics"]["recall/classifier@300"]["fewest_samples"] == 1000
+    told = json.loads(more.as_json())["metrics"]
+    assert told[find_metric("recall", told)]["fewest_samples"] == 1000
 
 
-def test_a_distance_below_0_is_told(workspace, tmp_path, classifier):
+def test_a_distance_below_0_is_told(workspace, tmp_path, quick):
     images = held_out()
     np.savez(tmp_path / "s.npz", arr_0=images.train[:100])
-    told = evaluate_samples(tmp_path / "s.npz", "digits", "classifier", workspace, Display())
-    assert told.measured["fd_inf/classifier@100"].value < 0
+    told = evaluate_samples(tmp_path / "s.npz", "digits", "set", workspace, Display())
+    assert told.measured[find_metric("fd_inf", told.measured)].value < 0
     assert any("FD at infinity is below 0" in note for note in told.compared["notes"])
 
 
@@ -276,51 +289,51 @@ def held_out():
     return load_images(DataConfig("digits"))
 
 
-def test_real_pictures_in_folders_named_by_class_are_nearly_perfect(workspace, tmp_path, classifier):
+def test_real_pictures_in_folders_named_by_class_are_nearly_perfect(workspace, tmp_path, quick):
     images = held_out()
     for number, (picture, label) in enumerate(zip(images.test, images.test_labels, strict=True)):
         folder = tmp_path / "real" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture[..., 0]).save(folder / f"{number:04}.png")
-    found = evaluate_samples(tmp_path / "real", "digits", "classifier", workspace, QUIET)
-    assert found.measured["fd/classifier@360"].value == pytest.approx(0, abs=1e-6)
+    found = evaluate_samples(tmp_path / "real", "digits", "set", workspace, QUIET)
+    assert found.measured[find_metric("fd", found.measured)].value == pytest.approx(0, abs=1e-6)
     for family in ("precision", "recall", "coverage"):
-        assert found.measured[f"{family}/classifier@360"].value == 1
-    agreement = found.measured["class_agreement/classifier@360"]
+        assert found.measured[find_metric(family, found.measured)].value == 1
+    agreement = found.measured[find_metric("class_agreement", found.measured)]
     assert agreement.value == pytest.approx(found.compared["extractor"]["accuracy"])
     assert agreement.low < agreement.value < agreement.high
 
 
 @pytest.mark.parametrize(
     ("labels", "note"),
-    [(None, "does not tell the classes"), (np.arange(20) % 11, "has classes 0 to 10, the classifier knows 10")],
+    [(None, "does not tell the classes"), (np.arange(20) % 11, "has classes 0 to 10, the classifiers know 10")],
 )
-def test_unknown_classes_are_a_note(workspace, tmp_path, classifier, labels, note):
+def test_unknown_classes_are_a_note(workspace, tmp_path, quick, labels, note):
     arrays = {"arr_0": held_out().test[:20]} | ({} if labels is None else {"arr_1": labels})
     np.savez(tmp_path / "s.npz", **arrays)
-    found = evaluate_samples(tmp_path / "s.npz", "digits", "classifier", workspace, QUIET)
+    found = evaluate_samples(tmp_path / "s.npz", "digits", "set", workspace, QUIET)
     assert not any(key.startswith("class_agreement") for key in found.measured)
     assert note in found.text()
 
 
-def test_folders_of_other_names_tell_no_class(workspace, tmp_path, classifier):
+def test_folders_of_other_names_tell_no_class(workspace, tmp_path, quick):
     for number, name in enumerate(["one", "two"] * 4):
         (tmp_path / "s" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(held_out().test[number, ..., 0]).save(tmp_path / "s" / name / f"{number}.png")
-    found = evaluate_samples(tmp_path / "s", "digits", "classifier", workspace, QUIET)
+    found = evaluate_samples(tmp_path / "s", "digits", "set", workspace, QUIET)
     assert "the reference has no class one, two" in found.text()
 
 
 @pytest.mark.parametrize(
     ("reference", "extractor", "options", "message"),
     [
-        ("digit", "classifier", {}, "no images at digit, and no data set of that name; did you mean 'digits'?"),
-        ("SELF", "classifier", {}, "the classifier is trained on a data set, and .* is none; choose --extractor incep"),
-        ("codes:x", "classifier", {}, "has codes, and no images"),
+        ("digit", "set", {}, "no images at digit, and no data set of that name; did you mean 'digits'?"),
+        ("SELF", "set", {}, "the evaluators are of a data set, and .* is none; choose --extractor incep"),
+        ("codes:x", "set", {}, "has codes, and no images"),
         ("SELF", "inception", {"image_size": 8}, "--image-size is for folder:PATH"),
         ("digits", "incepton", {}, "did you mean 'inception'"),
-        ("digits", "classifier", {"samples": 21}, "holds 20 images, not 21"),
-        ("LARGE", "classifier", {}, r"s\.npz has 8 x 8 pixels and .*large\.npz has 9 x 8 pixels; resize"),
+        ("digits", "set", {"samples": 21}, "holds 20 images, not 21"),
+        ("LARGE", "set", {}, r"s\.npz has 8 x 8 pixels and .*large\.npz has 9 x 8 pixels; resize"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(workspace, tmp_path, reference, extractor, options, message):
