@@ -1,5 +1,7 @@
 """How big and how long a study runs. `--set key=value` changes single values of a profile."""
 
+from dataclasses import replace
+
 from iar_study.config import (
     PRESETS,
     ClassifierConfig,
@@ -13,6 +15,35 @@ from iar_study.config import (
     TrialConfig,
 )
 from iar_study.study import Profile
+
+PAPER = TrialConfig(
+    data=DataConfig("codes:data/imagenet256", image_size=256),
+    tokenizer=TokenizerConfig(codebook_size=16_384, code_dim=8, patch=16, checkpoint="data/vq_ds16_c2i.pt"),
+    clustering=ClusteringConfig(n_clusters=128),
+    model=PRESETS["B"],
+    train=TrainConfig(
+        steps=300 * 5004,  # epochs of 1,281,167 images, the last and incomplete batch left out
+        batch_size=256,
+        micro_batch=32,
+        lr=1e-4,
+        warmup_steps=0,
+        decay="constant",
+        ema=0.0,
+        kept=6,
+        log_every=100,
+        checkpoint_every=5000,
+    ),
+    evaluation=EvaluationConfig(
+        images=10_000,
+        clusters=128,
+        extractor="inception",
+        samples=50_000,
+        guidance=2.0,
+        classes="random",
+        reference="data/VIRTUAL_imagenet256_labeled.npz",
+    ),
+    compute=ComputeConfig("cuda", "bfloat16", compile=True),
+)
 
 PROFILES = [
     Profile(
@@ -48,25 +79,16 @@ PROFILES = [
     Profile(
         "paper",
         "LlamaGen's recipe for B at 256 px: ImageNet's codes, VQ-16, 300 epochs on some GPUs; see `iar-study plan`.",
-        TrialConfig(
-            data=DataConfig("codes:data/imagenet256", image_size=256),
-            tokenizer=TokenizerConfig(codebook_size=16_384, code_dim=8, patch=16, checkpoint="data/vq_ds16_c2i.pt"),
-            clustering=ClusteringConfig(n_clusters=128),
-            model=PRESETS["B"],
-            train=TrainConfig(
-                steps=300 * 5004,  # epochs of 1,281,167 images, the last and incomplete batch left out
-                batch_size=256,
-                micro_batch=32,
-                lr=1e-4,
-                warmup_steps=0,
-                decay="constant",
-                ema=0.9999,
-                kept=6,
-                log_every=100,
-                checkpoint_every=5000,
-            ),
-            evaluation=EvaluationConfig(images=10_000, clusters=128, samples=50_000, guidance=2.0),
-            compute=ComputeConfig("cuda", "bfloat16", compile=True),
+        PAPER,
+        seeds=(0, 1, 2),
+    ),
+    Profile(
+        "paper-384",
+        "The same of images of 384 px, whose samples are measured at 256 px: the paper's 24 x 24 tokens.",
+        replace(
+            PAPER,
+            data=DataConfig("codes:data/imagenet384", image_size=384),
+            evaluation=replace(PAPER.evaluation, guidance=2.25, image_size=256),
         ),
         seeds=(0, 1, 2),
     ),

@@ -159,6 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--evaluators", nargs="+", default=[], metavar="E", help="extractors, each put on the same samples"
     )
     measure.add_argument("--samples", type=int, metavar="N", help="of each training (default: as many as before)")
+    measure.add_argument(
+        "--reference", metavar="R", help="of codes:PATH: pictures to measure against, a folder or ADM's .npz"
+    )
+    measure.add_argument("--image-size", type=int, metavar="PIXELS", help="with it: bring samples to this side")
     measure.add_argument("--metrics", nargs="+", default=[], metavar="FILE.py:NAME", help="beside the built-in ones")
     _add_executor(measure)
 
@@ -313,6 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--crop-range", type=float, default=1.1, help="side that is ten-cropped (default: 1.1 sides)")
     encode.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the set's own, or 256 for LlamaGen")
     encode.add_argument("--batch", type=int, default=16, metavar="B", help="images at once (default: 16)")
+    encode.add_argument("--split", choices=["train", "test"], help="encode this one alone (default: both)")
     encode.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
 
     pack = command(
@@ -643,6 +648,10 @@ def _run_study(
     return EXIT_FAILED if outcome.failed or (outcome.diverged and not arguments.allow_diverged) else 0
 
 
+MEASURED = ("samples", "reference", "image_size")
+"""Settings of `evaluation` that `measure` has as options."""
+
+
 def _measure(arguments: argparse.Namespace) -> int:
     from iar_study.pipeline.workspace import Workspace
     from iar_study.running.display import Display
@@ -651,10 +660,11 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     workspace = Workspace.find()
     check_executor(arguments.executor, arguments.address)
-    if not (arguments.evaluators or arguments.metrics or arguments.samples):
-        raise InputError("say what is to be measured: --evaluators, --metrics or --samples")
-    settings = {"evaluation.metrics": " ".join(arguments.metrics)} if arguments.metrics else {}
-    settings |= {"evaluation.samples": arguments.samples} if arguments.samples is not None else {}
+    settings: dict[str, Any] = {f"evaluation.{key}": getattr(arguments, key) for key in MEASURED}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings |= {"evaluation.metrics": " ".join(arguments.metrics)} if arguments.metrics else {}
+    if not (arguments.evaluators or settings):
+        raise InputError("say what is to be measured: --evaluators, --metrics, --reference or --samples")
     ways = [{**settings, "evaluation.extractor": name} for name in arguments.evaluators] or [settings]
     failed: dict[str, str] = {}
     with Display() as display:
@@ -896,9 +906,10 @@ def _encode(arguments: argparse.Namespace) -> int:
     from iar_study.data.encoding import extract_codes
     from iar_study.running.display import Display
     from iar_study.tokenizers.given import load_tokenizer
+    from iar_study.training.parallel import connected
 
     folder = Path(arguments.output)
-    with Display() as display:
+    with Display(quiet=not _is_first()) as display, connected():
         found = extract_codes(
             arguments.images,
             load_tokenizer(arguments.tokenizer),
@@ -908,9 +919,10 @@ def _encode(arguments: argparse.Namespace) -> int:
             crop_range=arguments.crop_range,
             batch=arguments.batch,
             device=arguments.device,
+            split=arguments.split,
             progress=display.update,
         )
-    for split, extracted in found.items():
+    for split, extracted in found.items() if _is_first() else ():
         images, augmentations, tokens = extracted.codes.shape
         print(f"{folder / split}: {images} images x {augmentations} augmentations x {tokens} tokens")
     return 0

@@ -189,6 +189,13 @@ class EvaluationConfig:
     temperature: Positive = 1.0
     noise: Seed = 0
     """Which draw of a seed's samples."""
+    classes: Literal["in turn", "random"] = "in turn"
+    """Of samples: as many of each class, or drawn, as LlamaGen has them."""
+    reference: str | None = None
+    """With `codes:PATH`: pictures that samples are measured against, a folder or an .npz of ADM's evaluator; by None
+    nothing is measured of samples. Images have their own held-out ones."""
+    image_size: Count | None = None
+    """With a reference: side in pixels that decoded samples are brought to (None: as they are)."""
     metrics: str = ""
     """Of samples, beside the built-in ones: parts of one's own, `FILE.py:NAME FILE.py:NAME ...`."""
 
@@ -236,6 +243,7 @@ PARTS = {
 
 VARIANTS = {f"loss.{f.name}": f.default for f in fields(LossConfig) if f.name != "cluster_weight"}
 VARIANTS |= {"model.name": "gpt", "train.noise": 0, "evaluation.noise": 0, "evaluation.metrics": ""}
+VARIANTS |= {"evaluation.classes": "in turn", "evaluation.image_size": None}
 """Settings that tell trials apart only where they are not these: with them, all is as before there were any."""
 
 
@@ -363,8 +371,9 @@ def training_identity(config: TrialConfig) -> dict[str, Any]:
 
 
 def measuring_identity(config: TrialConfig) -> dict[str, Any]:
-    """Return the dotted keys that tell what is measured of a training."""
-    return _identity(config, lambda key: key.startswith("evaluation.") or key == "train.kept")
+    """Return the dotted keys that tell what is measured of a training; a reference goes by its content."""
+    told = ("evaluation.", "train.kept")
+    return _identity(config, lambda key: key.startswith(told) and key != "evaluation.reference")
 
 
 def _identity(config: TrialConfig, tells: Callable[[str], bool]) -> dict[str, Any]:

@@ -128,7 +128,13 @@ MAKERS = {
     "predictions": Maker(1, ("evaluation/predictions.py",)),
     "sampling": Maker(
         1,
-        (*("generators/gpt.py", "generators/sampling.py", "pipeline/drawing.py:draw"),),
+        (
+            *(
+                "generators/gpt.py",
+                "generators/sampling.py",
+                *("pipeline/drawing.py:draw", "pipeline/drawing.py:_classes_of_part"),
+            ),
+        ),
     ),
     "samples' metrics": Maker(
         1,

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from joblib import cpu_count
 from PIL import Image
 
 from iar_study.config import DataConfig
 from iar_study.data.folder import Split, list_folder, read_picture
 from iar_study.data.images import has_images, load_images
-from iar_study.data.llamagen_codes import Batch, ExtractedCodes, write_codes
+from iar_study.data.llamagen_codes import Batch, ExtractedCodes, open_codes, write_codes
 from iar_study.errors import InputError
 from iar_study.storage import digest
 from iar_study.tokenizers.given import tokenizer_digest
@@ -90,9 +91,12 @@ def extract_codes(
     crop_range: float = 1.1,
     batch: int = 16,
     device: str | None = None,
+    split: str | None = None,
     progress: Callable[[str, int, int, str], None] | None = None,
 ) -> dict[str, ExtractedCodes]:
     """Encode the train and the test split of `images` into `folder`/train and `folder`/test, or go on with it.
+
+    Of several processes, which torch.distributed connects, each calls this and encodes its share; the first writes.
 
     The pictures of train are in the order of class and file, those of test in a fixed mixed order, as in a study on the
     same images. A picture is decoded as `data.folder` does, then cropped as LlamaGen does.
@@ -106,6 +110,7 @@ def extract_codes(
     batch : pictures that are encoded at once, a view at a time. As the last bits of a sum may depend on it, an
         interrupted call goes on with the same batch only, and on the same kind of device.
     device : default: cuda where there is one, else cpu.
+    split : "train" or "test", to encode that alone: of LlamaGen's codes, of the training images, the other.
     progress : called with (what, pictures done, pictures in all, detail).
 
     Raises
@@ -131,27 +136,72 @@ def extract_codes(
     recipe = {"tokenizer": tokenizer_digest(tokenizer), "image_size": side, "batch": batch, "device": device}
     tokenizer = tokenizer.to(device).eval()
     found = {}
-    for name, split in splits.items():
+    for name, pictures in splits.items():
+        if split not in (None, name):
+            continue
         seen = augmentations[name]
         plan: dict[str, Any] = {
-            "images": len(split.labels),
+            "images": len(pictures.labels),
             "augmentations": COUNTS[seen],
             "tokens": (side // tokenizer.patch) ** 2,
             "codebook_size": len(tokenizer.codebook()),
             "classes": len(class_names),
             "class_names": list(class_names),
-            "source": {"images": split.digest, "augmentation": seen, **recipe},
+            "source": {"images": pictures.digest, "augmentation": seen, **recipe},
         }
         if seen == "ten-crop":
             plan["source"]["crop_range"] = crop_range
-        found[name] = write_codes(
-            Path(folder) / name,
-            plan,
-            partial(_encode, split, tokenizer, batch, device),
-            step=batch,
-            progress=partial(progress, f"encoding {name}") if progress else None,
-        )
+        encode = partial(_encode, pictures, tokenizer, batch, device)
+        shown = partial(progress, f"encoding {name}") if progress else None
+        target = Path(folder) / name
+        if _place()[0] == 0:
+            together = _Together(encode)
+            written = write_codes(target, plan, together, step=batch, progress=shown)
+            together.end()
+        else:
+            _follow(encode)
+            written = open_codes(target)
+        found[name] = written
     return found
+
+
+def _place() -> tuple[int, int]:
+    """Return the number of this process and of all that encode together."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _told(start: int | None) -> int | None:
+    """Return what the first process says, in all of them."""
+    box = [start]
+    if _place()[1] > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+class _Together:
+    """In the first process: lets the others encode their share from where it begins, or end where all is there."""
+
+    def __init__(self, encode: Callable[[int], Iterable[Batch]]) -> None:
+        self.encode, self.begun = encode, False
+
+    def __call__(self, start: int) -> Iterable[Batch]:
+        self.begun = True
+        _told(start)
+        return self.encode(start)
+
+    def end(self) -> None:
+        if not self.begun:
+            _told(None)
+        if _place()[1] > 1:
+            dist.barrier()  # what is written can be opened
+
+
+def _follow(encode: Callable[[int], Iterable[Batch]]) -> None:
+    """In another process: encode its share."""
+    start = _told(None)
+    for _ in encode(start) if start is not None else ():
+        pass
+    dist.barrier()
 
 
 def _open_images(images: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Split], tuple[str, ...]]:
@@ -181,13 +231,24 @@ def _open_images(images: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, _S
 
 
 def _encode(split: _Split, tokenizer: Tokenizer, batch: int, device: str, start: int) -> Iterable[Batch]:
-    """Give the tokens and classes of the pictures from `start` on, a batch at a time."""
+    """Give the tokens and classes of the pictures from `start` on, a batch at a time; processes take them in turns."""
+    rank, world = _place()
     with ThreadPoolExecutor(cpu_count()) as threads:
-        for first in range(start, len(split.labels), batch):
-            numbers = range(first, min(first + batch, len(split.labels)))
-            pictures = np.stack(list(threads.map(split.views, numbers)))
-            tokens = [
-                tokenizer.encode(to_float(pictures[:, view]).to(device)).flatten(1).cpu().numpy()
-                for view in range(pictures.shape[1])
+        for first in range(start, len(split.labels), batch * world):
+            batches = [
+                range(at, min(at + batch, len(split.labels))) for at in range(first, first + batch * world, batch)
             ]
-            yield np.stack(tokens, axis=1), split.labels[first : first + batch]
+            mine = batches[rank]
+            tokens: list[np.ndarray | None] = [None] * world
+            if mine:
+                pictures = np.stack(list(threads.map(split.views, mine)))
+                views = [
+                    tokenizer.encode(to_float(pictures[:, view]).to(device)).flatten(1).cpu().numpy()
+                    for view in range(pictures.shape[1])
+                ]
+                tokens[rank] = np.stack(views, axis=1)
+            if world > 1:
+                dist.all_gather_object(tokens, tokens[rank])
+            for numbers, found in zip(batches, tokens, strict=True):
+                if found is not None:
+                    yield found, split.labels[numbers.start : numbers.stop]

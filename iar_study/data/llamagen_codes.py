@@ -127,7 +127,9 @@ def pack_codes(
     Parameters
     ----------
     source : LlamaGen's `imagenet{size}_codes` with files `{i}.npy`, int (1, augmentations, tokens); the folder
-        `imagenet{size}_labels` with `{i}.npy`, int (1,), stands beside it.
+        `imagenet{size}_labels` with `{i}.npy`, int (1,), stands beside it. Of `..._ten_crop/imagenet{size}_codes` the
+        crops of a second range, `..._ten_crop_105/imagenet{size}_codes`, are taken as more augmentations, where they
+        are there: LlamaGen then reads either with equal chance.
     folder : where to write; what an earlier call completed is kept, if `source` is unchanged.
     images : take numbers 0 to images - 1 alone, 1,281,167 for ImageNet: where the number of images is no multiple of
         LlamaGen's processes, it encodes the first ones once more at the end. Default: all.
@@ -141,11 +143,13 @@ def pack_codes(
     source = Path(source)
     if not source.name.endswith("_codes"):
         raise InputError(f"{source} is not named ..._codes, as LlamaGen names the folder of its codes")
-    label_folder = source.with_name(source.name.removesuffix("_codes") + "_labels")
-    listings = [_list_numbers(part, images) for part in (source, label_folder)]
+    sources = _crops(source)
+    label_folders = [each.with_name(each.name.removesuffix("_codes") + "_labels") for each in sources]
+    listings = [_list_numbers(part, images) for pair in zip(sources, label_folders, strict=True) for part in pair]
     total = len(listings[0])
-    if total != len(listings[1]):
-        raise InputError(f"{source} has {total} files, but {label_folder} has {len(listings[1])}; extract them again")
+    for part, listing in zip(label_folders, listings[1::2], strict=True):
+        if total != len(listing):
+            raise InputError(f"{source} has {total} files, but {part} has {len(listing)}; extract them again")
     shape = _read(source / "0.npy").shape
     if len(shape) != 3 or shape[0] != 1 or 0 in shape:
         raise InputError(f"{source / '0.npy'} is of shape {shape}, not (1, augmentations, tokens)")
@@ -153,19 +157,34 @@ def pack_codes(
     def batches(start: int) -> Iterable[Batch]:
         for first in range(start, total, step):
             numbers = range(first, min(first + step, total))
-            codes = [_read_checked(source / f"{i}.npy", shape, codebook_size, "codes")[0] for i in numbers]
-            labels = [_read_checked(label_folder / f"{i}.npy", (1,), classes, "classes")[0] for i in numbers]
-            yield np.stack(codes), np.stack(labels)
+            codes = [
+                [_read_checked(of / f"{i}.npy", shape, codebook_size, "codes")[0] for i in numbers] for of in sources
+            ]
+            told = [
+                [_read_checked(of / f"{i}.npy", (1,), classes, "classes")[0] for i in numbers] for of in label_folders
+            ]
+            for i, labels in zip(numbers, zip(*told, strict=True), strict=True):
+                if len(set(labels)) > 1:
+                    raise InputError(
+                        f"{label_folders[1] / f'{i}.npy'} tells another class than {label_folders[0]} does"
+                    )
+            yield np.concatenate(codes, axis=1), np.stack(told[0])
 
     plan = {
         "images": total,
-        "augmentations": shape[1],
+        "augmentations": shape[1] * len(sources),
         "tokens": shape[2],
         "codebook_size": codebook_size,
         "classes": classes,
         "source": {"folder": source.name, "files": digest(*listings)},
     }
     return write_codes(folder, plan, batches, step=step, progress=progress)
+
+
+def _crops(source: Path) -> list[Path]:
+    """Return the folders of an extraction: crops of one range, and those of a second where they lie beside it."""
+    second = Path(f"{source.absolute()}/".replace("ten_crop/", "ten_crop_105/"))
+    return [source, second] if second != source.absolute() and second.is_dir() else [source]
 
 
 def _list_numbers(folder: Path, images: int | None) -> list[tuple[int, int]]:

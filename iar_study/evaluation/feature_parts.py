@@ -16,6 +16,18 @@ from iar_study.evaluation.features import Seen
 from iar_study.evaluation.fidelity import Gaussian, Reference
 from iar_study.storage import load_joined, save_arrays
 
+LOOKED_AT_ONCE = 500
+"""Pictures of a part: what a kill can cost."""
+
+
+def spans(count: int) -> list[tuple[int, int]]:
+    """Return the pictures (first, end) of each part of so many.
+
+    >>> spans(1200)
+    [(0, 500), (500, 1000), (1000, 1200)]
+    """
+    return [(first, min(first + LOOKED_AT_ONCE, count)) for first in range(0, count, LOOKED_AT_ONCE)]
+
 
 class FeatureParts:
     """The files of the parts in a folder, which whoever makes it names by all that decides their bits."""

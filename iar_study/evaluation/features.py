@@ -23,14 +23,7 @@ from torch import nn
 from iar_study import parts
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify
-
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
-"""Where torch-fidelity has the weights from, converted from TensorFlow's; pytorch-fid's file has the same bytes."""
-
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of that file, 96 MB; the file's name tells the beginning."""
+from iar_study.evaluation.inception import INCEPTION_SHA256, INCEPTION_URL, INSTALL, inception_path
 
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
 """Where ADM's evaluator takes the features of sFID from: TensorFlow's `mixed_6/conv:0`, the 1x1 branch after its ReLU,
@@ -39,8 +32,6 @@ SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
 
 DINOV2 = "dinov2-vit-l-14"
 """torch-fidelity's name of the size that FD_DINOv2 is measured with, 1,024 features."""
-
-INSTALL = "pip install 'iar-study[fidelity]'"
 
 CONNECT_SECONDS = 10
 """Patience for a server that does not answer."""
@@ -138,7 +129,8 @@ class NetworkFeatures:
 class OwnFeatures:
     """The features of somebody's own part, called with (uint8 (B, H, W, C), device).
 
-    It returns features (B, F), or these and class probabilities (B, K).
+    It returns features (B, F); or these, class probabilities (B, K) and maybe spatial features (B, S), as `Seen` has
+    them, each but the first perhaps None.
     """
 
     batch = 50
@@ -148,15 +140,18 @@ class OwnFeatures:
         self.name = parts.label("extractor", spec)
         self.identity: str | None = f"{parts.identity('extractor', spec)}, {device}, {self.batch} at once"
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, images: np.ndarray) -> Seen:
         """See `Extractor`; raises `InputError` for what is no table with a row for each picture."""
         found = self.part(images, self.device)
-        features, probabilities = found if isinstance(found, tuple) else (found, None)
-        given = [np.asarray(each, np.float32) for each in (features, probabilities) if each is not None]
-        for array in given:
-            if array.ndim != 2 or len(array) != len(images):
+        given = found if isinstance(found, tuple) else (found,)
+        if not 1 <= len(given) <= len(Seen._fields) or given[0] is None:
+            raise InputError(f"extractor {self.name}: expected features, or up to three tables, got {len(given)}")
+        features, *others = (None if each is None else np.asarray(each, np.float32) for each in given)
+        for array in (features, *others):
+            if array is not None and (array.ndim != 2 or len(array) != len(images)):
                 raise InputError(f"extractor {self.name}: expected ({len(images)}, features), got {array.shape}")
-        return given[0], given[1] if len(given) > 1 else None
+        assert features is not None
+        return Seen(features, *others)
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -255,7 +250,7 @@ def _inception(file: Path | None, device: str, progress: Progress | None) -> Ext
 
 def _fetched_inception(progress: Progress | None) -> Path:
     """Return where torch-fidelity keeps the weights, fetched if they are not there yet."""
-    path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_URL.rpartition("/")[2])
+    path = inception_path()
     if path.is_file():
         return path
     # Here, not on top: needed once in a machine's life.

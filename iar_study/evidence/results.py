@@ -496,7 +496,7 @@ def _quality(about: dict[str, Any], tokenizers: list[dict[str, Any]]) -> dict[st
         if floor:
             fd = find_metric("fd", floor) or ""
             rows[f"{metric_named(fd).label} of reconstructions{by}"] = f"{floor[fd]:.2f} (the floor for samples)"
-    if not about["reconstruction"]:
+    if not about["reconstruction"] and not about["config"]["evaluation.reference"]:
         rows["FD"] = "not measured: encoded data without images"
     accuracy = about["classifier_accuracy"]
     if accuracy is not None and "evaluators" in about["inputs"]:

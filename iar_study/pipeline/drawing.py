@@ -30,14 +30,16 @@ from iar_study.training.train_gpt import noise_seed, original_order, step_seed, 
 SAMPLED_AT_ONCE = 100
 """Samples that are drawn together: what a GPU holds of XXL, and as fast as more on a CPU."""
 
+HOW = ("guidance", "temperature", "noise", "classes")
+"""The settings of `evaluation` that tell how samples are drawn."""
+
 Progress = Callable[[int, int], None]
 """(samples drawn, in all) is called as it goes on."""
 
 
 def tokens_file(trained: Path, config: TrialConfig, step: int) -> Path:
     """Return where the tokens lie that were drawn, in the config's way, with the weights after `step` steps."""
-    how = config.evaluation
-    drawn_by = digest(how.guidance, how.temperature, how.noise, *versions(["sampling"]))
+    drawn_by = digest(*(getattr(config.evaluation, name) for name in HOW), *versions(["sampling"]))
     return trained / f"tokens-{step:09d}-{drawn_by[:16]}.safetensors"
 
 
@@ -67,7 +69,7 @@ def drawn_tokens(
     fabric: Fabric | None = None,
     show: Progress = lambda *_: None,
 ) -> np.ndarray:
-    """Return the tokens, (evaluation.samples, T), of samples of the classes in turn; what is not kept yet is drawn.
+    """Return the tokens, (evaluation.samples, T), of samples; what is not kept yet is drawn.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def drawn_tokens(
             tokens = _go_on(tokens, config, n_classes, model, progress_folder / path.name, show)
             if process_rank() == 0:
                 about = {"step": step, "classes": n_classes, "makers": sources(["sampling"])}
-                how = {name: getattr(config.evaluation, name) for name in ("guidance", "temperature", "noise")}
+                how = {name: getattr(config.evaluation, name) for name in HOW}
                 save_arrays(path, {"tokens": tokens}, {**about, **how})
     return tokens[:count]
 
@@ -117,15 +119,29 @@ def _go_on(
 def draw(model: GPT, config: TrialConfig, part: int, n_classes: int) -> np.ndarray:
     """Draw the tokens, uint16 or int32 (SAMPLED_AT_ONCE, T), of one part of a trial's samples, with its own noise."""
     device, seed = config.compute.device, noise_seed(config.seed, config.evaluation.noise)
-    first = part * SAMPLED_AT_ONCE
     sample = getattr(model, "sample", None) or partial(generate, model)  # one's own may not draw token by token
     tokens = sample(
-        (torch.arange(first, first + SAMPLED_AT_ONCE) % n_classes).to(device),
+        torch.from_numpy(_classes_of_part(config, n_classes, part)).to(device),
         cfg_scale=config.evaluation.guidance,
         temperature=config.evaluation.temperature,
         generator=torch.Generator(device).manual_seed(step_seed(seed, part)),
     )
     return tokens.cpu().numpy().astype(np.uint16 if config.tokenizer.codebook_size <= 2**16 else np.int32)
+
+
+def sampled_classes(config: TrialConfig, n_classes: int) -> np.ndarray:
+    """Return the class, int64 (evaluation.samples,), that each sample is drawn of."""
+    count = config.evaluation.samples
+    parts = range(-(-count // SAMPLED_AT_ONCE))
+    return np.concatenate([_classes_of_part(config, n_classes, part) for part in parts])[:count]
+
+
+def _classes_of_part(config: TrialConfig, n_classes: int, part: int) -> np.ndarray:
+    if config.evaluation.classes == "in turn":
+        first = part * SAMPLED_AT_ONCE
+        return np.arange(first, first + SAMPLED_AT_ONCE) % n_classes
+    seed = noise_seed(config.seed, config.evaluation.noise)
+    return np.random.default_rng(step_seed(seed, part, 2)).integers(n_classes, size=SAMPLED_AT_ONCE)
 
 
 def load_model(trained: Path, config: TrialConfig, n_classes: int, grid: int, step: int) -> GPT:

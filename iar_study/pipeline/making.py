@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from iar_study.codebook import Codebook, Rearrangement, cluster_codes
 from iar_study.config import ClassifierConfig, ClusteringConfig, TokenizerConfig, TrialConfig
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images
+from iar_study.data.picture_sets import PictureSet
 from iar_study.evaluation.classifier import classify
 from iar_study.evaluation.evaluators import (
     CLASSIFIERS,
@@ -31,6 +33,8 @@ from iar_study.evaluation.evaluators import (
     weights_of,
 )
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
+from iar_study.evaluation.feature_parts import FeatureParts, reference_of, spans
+from iar_study.evaluation.features import Extractor, extract_all
 from iar_study.parts import sources, versions
 from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import References, extractors_of, measure_pictures
@@ -181,6 +185,26 @@ def make_reference(
         metrics=floor,
     )
     progress("reference", 1, 1, "")
+
+
+def make_given_reference(
+    path: Path, pictures: PictureSet, extractor: Extractor, device: str, progress: Progress
+) -> None:
+    """Look at pictures that were given, a part at a time, for samples to be measured against."""
+    with _kept(path) as folder:
+        parts, each = FeatureParts(folder), spans(pictures.count)
+        for number, (first, end) in enumerate(each):
+            progress("reference", first, pictures.count, pictures.source)
+            if not parts.has(number):
+                batches = islice(pictures.batches(extractor.batch, first), -(-(end - first) // extractor.batch))
+                parts.save(number, extract_all(extractor, batches, end - first))
+        seen = parts.joined(range(len(each)))
+        moments = (pictures.statistics, pictures.spatial_statistics)
+        given = moments if extractor.name == "inception" else (None, None)
+        reference = reference_of(seen, pictures.source, *given, device="cuda" if device == "cuda" else None)
+        arrays = reference.arrays(lambda what, *at: progress(f"reference, {what}", *at))
+        _save(path, ["samples' metrics"], arrays, metrics=None, source=pictures.source)
+    progress("reference", pictures.count, pictures.count, "")
 
 
 def make_exactness(path: Path, codes: Codes, tokenizer: str, judging: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,20 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, times_of
 from iar_study.data.codes import Codes
 from iar_study.evaluation.evaluators import load_evaluators
+from iar_study.evaluation.feature_parts import FeatureParts, spans
+from iar_study.evaluation.features import extract_all
+from iar_study.evaluation.fidelity import Reference
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions
 from iar_study.generators.gpt import GPT
-from iar_study.pipeline.drawing import drawn_tokens, load_model
+from iar_study.pipeline.drawing import drawn_tokens, load_model, sampled_classes
 from iar_study.pipeline.making import decode
-from iar_study.pipeline.measuring import load_references, measure_pictures
+from iar_study.pipeline.measuring import load_network, load_references, measure_pictures, measure_seen
 from iar_study.pipeline.trial import Training, Trial
-from iar_study.storage import Kept, replacing, save_arrays
+from iar_study.storage import Kept, load_arrays, replacing, save_arrays
+from iar_study.tokenizers.given import decoded, load_tokenizer
+from iar_study.tokenizers.vq import Tokenizer
 from iar_study.training.journal import Journal
-from iar_study.training.parallel import first_of, total
+from iar_study.training.parallel import collected, first_of, total
 from iar_study.training.progress import Diverged
 from iar_study.training.train_gpt import original_order
 
@@ -105,23 +110,58 @@ class Measurement:
     def _samples(self, model: Callable[[], GPT], step: int) -> dict[str, float]:
         """Return the `family/extractor@count` metrics of samples, and keep the first of each class as pictures.
 
-        The processes share the drawing out; the first one measures.
+        The processes share the drawing out. The first one measures; where the reference is given, and samples may be
+        large and many, all look at them.
         """
         config, shared, n_classes = self.trial.config, self.trial.shared, len(self.codes.class_names)
         tokens = drawn_tokens(self.trained, config, n_classes, step, model, self.folder / PROGRESS, self.fabric)
+        labels = sampled_classes(config, n_classes)
+        if self.fabric.is_global_zero:
+            self._show(tokens, labels)
+        if shared.reference is None:
+            return {}
+        if shared.evaluators is None:
+            return self._in_parts(tokens, shared.reference, step)
         if not self.fabric.is_global_zero:
             return {}
-        shown = np.arange(min(n_classes, GRID_ROWS))[:, None] + n_classes * np.arange(GRID_COLUMNS)
-        if shown.max() < len(tokens):
-            grid = decode(shared, tokens[shown.flatten()], config.compute.device)
-            grid = grid.reshape(*shown.shape, *grid.shape[1:])
-            save_arrays(self.folder / "samples.safetensors", {"samples": grid})
-            save_grid(self.folder / "samples.png", grid)
-        if shared.evaluators is None or shared.reference is None:
-            return {}
-        pictures, labels = decode(shared, tokens, config.compute.device), np.arange(len(tokens)) % n_classes
+        pictures = decode(shared, tokens, config.compute.device)
         reference, evaluators = load_references(shared.reference), load_evaluators(shared.evaluators)
         return measure_pictures(pictures, labels, reference, evaluators, config)
+
+    def _show(self, tokens: np.ndarray, labels: np.ndarray) -> None:
+        """Keep the first samples of the first classes as pictures, where there are enough of each."""
+        shown = [np.flatnonzero(labels == label)[:GRID_COLUMNS] for label in range(GRID_ROWS)]
+        shown = shown[: len(self.codes.class_names)]
+        if min(map(len, shown)) < GRID_COLUMNS:
+            return
+        grid = decode(self.trial.shared, tokens[np.concatenate(shown)], self.trial.config.compute.device)
+        grid = grid.reshape(len(shown), GRID_COLUMNS, *grid.shape[1:])
+        save_arrays(self.folder / "samples.safetensors", {"samples": grid})
+        save_grid(self.folder / "samples.png", grid)
+
+    def _in_parts(self, tokens: np.ndarray, product: Path, step: int) -> dict[str, float]:
+        """Measure samples whose features alone are kept, a part at a time: a kill costs one part.
+
+        product : the reference.
+        """
+        config, device = self.trial.config, self.trial.config.compute.device
+        extractor, parts = load_network(config.evaluation.extractor, device), spans(len(tokens))
+        kept = FeatureParts(self.folder / PROGRESS / f"features-{step}")
+        for number in range(self.fabric.global_rank, len(parts), self.fabric.world_size):
+            if not kept.has(number):
+                some = tokens[slice(*parts[number])]
+                batches = decoded(self.tokenizer, some, extractor.batch, size=config.evaluation.image_size)
+                kept.save(number, extract_all(extractor, batches, len(some)))
+        collected(None)  # now all parts are there
+        if not self.fabric.is_global_zero:
+            return {}
+        reference = Reference.from_arrays(load_arrays(product)[0], "cuda" if device == "cuda" else None)
+        return measure_seen(kept.joined(range(len(parts))), reference, extractor.name, config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What decodes, on the trial's device."""
+        return load_tokenizer(self.trial.shared.tokenizer).to(self.trial.config.compute.device)
 
 
 def judge_predictions(

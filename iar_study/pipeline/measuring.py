@@ -147,10 +147,7 @@ def measure_pictures(
     extractors = extractors_of(config, evaluators)
     seen = looked_at(with_classifiers(extractors, evaluators), pictures)
     first = extractors[0].name
-    found = measure_fidelity(reference.whole, *seen[first], intervals=False)
-    values = {(family, first): estimate.value for family, estimate in found.items()}
-    for family, (own, _) in own_metrics(config).items():
-        values[family, first] = _own_value(family, own, reference.whole.features, seen[first].features)
+    values = {(family, first): value for family, value in _measured(seen[first], reference.whole, config).items()}
     fitted = {each.name: Gaussian.of(seen[each.name].features) for each in extractors}
     fd, fd_codes = (
         {name: frechet_distance(reference.gaussians[what][name], fitted[name]) for name in fitted} for what in GAUSSIANS
@@ -163,6 +160,19 @@ def measure_pictures(
         np.mean([(told == labels).mean() for told in classes_told(evaluators, seen)])
     )
     return {fidelity_key(family, name, len(pictures)): value for (family, name), value in values.items()}
+
+
+def measure_seen(seen: Seen, reference: Reference, extractor: str, config: TrialConfig) -> dict[str, float]:
+    """Return the `family/extractor@count` metrics of what an extractor saw in samples, beside a reference."""
+    values = _measured(seen, reference, config).items()
+    return {fidelity_key(family, extractor, len(seen.features)): value for family, value in values}
+
+
+def _measured(seen: Seen, reference: Reference, config: TrialConfig) -> dict[str, float]:
+    """Return family -> value of all that is measured in the features of one extractor."""
+    values = {name: each.value for name, each in measure_fidelity(reference, *seen, intervals=False).items()}
+    own = own_metrics(config).items()
+    return values | {name: _own_value(name, measure, reference.features, seen.features) for name, (measure, _) in own}
 
 
 def classes_told(evaluators: Evaluators, seen: Mapping[str, Seen]) -> list[np.ndarray]:

@@ -34,6 +34,7 @@ from iar_study.config import (
 from iar_study.data.codes import Codes
 from iar_study.data.images import Images, load_images
 from iar_study.data.llamagen_codes import CODES, open_splits
+from iar_study.data.picture_sets import PictureSet, open_reference
 from iar_study.errors import InputError
 from iar_study.parts import changed, sources, versions
 from iar_study.pipeline.encoded import Encoded, check_encoded, check_given, encoded_of
@@ -76,8 +77,9 @@ class Shared:
     codes: Path
     """Tokens and codebook; of images that are encoded already, the use of the codes and the codebook."""
     evaluators: Path | None
+    """None where there are no images."""
     reference: Path | None
-    """None, as the evaluators, where there are no images."""
+    """None where there are no images, and no pictures were given."""
     rearrangement: Path
     judging: Path
     exactness: Path
@@ -101,6 +103,22 @@ def images_of(config: DataConfig) -> Images:
     return load_images(config)
 
 
+def reference_of(config: TrialConfig) -> PictureSet:
+    """Open the pictures that samples of encoded images are measured against, once per process and file.
+
+    Raises `InputError` where they are damaged or of another size than the samples.
+    """
+    how = config.evaluation
+    found, path = encoded_of(config.data.name, config.tokenizer.checkpoint), Path(str(how.reference)).expanduser()
+    stat = path.stat() if path.exists() else None
+    return _reference_of(path.absolute(), how.image_size or found.grid * found.patch, stat and stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _reference_of(path: Path, side: int, version: int | None) -> PictureSet:
+    return open_reference(path, side)
+
+
 def check(config: TrialConfig, load: bool = True) -> None:
     """Raise `InputError` for settings that do not fit the data or this machine, before anything is trained.
 
@@ -110,9 +128,12 @@ def check(config: TrialConfig, load: bool = True) -> None:
     """
     if is_encoded(config.data):
         check_encoded(config)
+        if config.evaluation.reference:
+            reference_of(config)
     else:
         check_images(config, images_of(config.data))
-    if load and config.evaluation.extractor != "set":
+    measured = not is_encoded(config.data) or config.evaluation.reference
+    if load and measured and config.evaluation.extractor != "set":
         from iar_study.pipeline.measuring import load_network
 
         load_network(config.evaluation.extractor, "cpu")  # its weights should be here before anything is trained
@@ -164,11 +185,15 @@ class Stages:
     In a frozen workspace a product that is not there, or whose making waits for such a one, raises `NotMade`.
     """
 
-    products: ClassVar[dict[str, str]]
-    """The attributes that are products, in the order that they are made in -> their kind."""
+    made: ClassVar[dict[str, str]]
 
     def __init__(self, config: TrialConfig, workspace: Workspace, progress: Progress) -> None:
         self.config, self.workspace, self.progress = config, workspace, progress
+
+    @property
+    def products(self) -> dict[str, str]:
+        """The attributes that are products, in the order that they are made in -> their kind."""
+        return self.made
 
     @property
     def codebook(self) -> Codebook:
@@ -229,7 +254,7 @@ class Stages:
 class _OfImages(Stages):
     """The images are here; the tokenizer is trained on them, or given."""
 
-    products: ClassVar[dict[str, str]] = {
+    made: ClassVar[dict[str, str]] = {
         "tokenizer": "tokenizer",
         "codes": "codes",
         "evaluators": "evaluators",
@@ -336,7 +361,7 @@ class _OfImages(Stages):
 class _OfCodes(Stages):
     """The tokenizer and the codes are there."""
 
-    products: ClassVar[dict[str, str]] = {
+    made: ClassVar[dict[str, str]] = {
         "codes": "use",
         "rearrangement": "clustering",
         "judging": "clustering",
@@ -344,8 +369,29 @@ class _OfCodes(Stages):
     }
 
     @property
+    def products(self) -> dict[str, str]:
+        return self.made | ({"reference": "reference"} if self.config.evaluation.reference else {})
+
+    @property
     def found(self) -> Encoded:
         return encoded_of(self.config.data.name, self.config.tokenizer.checkpoint)
+
+    @cached_property
+    def reference(self) -> Path:
+        """What samples are measured against, where the settings name one."""
+        extractor, device = self.config.evaluation.extractor, self.config.compute.device
+        if self.workspace.frozen:
+            raise NotMade("extractor")  # as of images
+        from iar_study.pipeline.measuring import load_network
+
+        network, pictures = load_network(extractor, device), reference_of(self.config)
+        key = (pictures.digest, network.name, network.identity)
+        path = _product(self.workspace, "reference", ["samples' metrics"], *key)
+        if not path.exists():
+            from iar_study.pipeline.making import make_given_reference
+
+            make_given_reference(path, pictures, network, device, self.progress)
+        return path
 
     @cached_property
     def codes(self) -> Path:
@@ -394,12 +440,15 @@ class _OfCodes(Stages):
             "rearrangement": _digest(self.rearrangement),
             "judging": _digest(self.judging),
         }
+        reference = paths.get("reference")
+        if reference is not None:
+            digests["reference"] = reference_of(self.config).digest
         return Shared(
             data,
             found.tokenizer,
             paths["codes"],
             None,
-            None,
+            reference,
             paths["rearrangement"],
             paths["judging"],
             paths["exactness"],

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from iar_study.config import DataConfig
 from iar_study.errors import InputError
+from iar_study.evaluation.inception import INSTALL, has_torch_fidelity, inception_path
 from iar_study.pipeline.workspace import Workspace
 
 DISK_NEEDED = 2e9
@@ -38,6 +39,7 @@ def examine(data: str | None = None) -> list[Finding]:
     findings += [_package(Requirement(text)) for text in metadata.requires("iar-study") or [] if "extra ==" not in text]
     findings.append(_device())
     findings += [_data(name) for name in (["digits", data] if data else ["digits", "fashion-mnist"])]
+    findings.append(_inception())
     findings += _workspace()
     return findings
 
@@ -84,6 +86,13 @@ def _codes(name: str) -> str:
     images, augmentations, tokens = train.codes.shape
     counts = f"{images:,} + {len(test.codes):,} images, {train.index['classes']} classes"
     return f"{counts}, {augmentations} augmentations, {tokens} tokens of {train.index['codebook_size']:,} codes"
+
+
+def _inception() -> Finding:
+    """Tell whether FID can be measured; only who asks for it needs it."""
+    package = "torch-fidelity is here" if has_torch_fidelity() else f"torch-fidelity is not: {INSTALL}"
+    weights = "its weights are here" if inception_path().is_file() else "the first use fetches its weights, 96 MB"
+    return Finding("inception", True, f"optional, for FID; {package}; {weights}")
 
 
 def _workspace() -> list[Finding]:

@@ -19,8 +19,9 @@ from iar_study.running.runner import Outcome, Progress, first_to_prepare, run_al
 from iar_study.storage import write_json
 from iar_study.study.checks import check_settings
 
-MAY_CHANGE = ("evaluation.extractor", "evaluation.metrics", "evaluation.samples")
-"""What a metric's name tells: by another guidance, say, it would have the same name and mean something else."""
+MAY_CHANGE = tuple(f"evaluation.{name}" for name in ("extractor", "metrics", "samples", "reference", "image_size"))
+"""What a metric's name tells, or no trial has two of: by another guidance, say, it would have the same name and mean
+something else."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def _asked(trial: Mapping[str, Any], workspace: Workspace, display: Display, set
     check(config)
     shared = prepare(config, workspace, display.update)
     measured = trial_of(trial["arm"], trial["seed"], config, shared, "sampling", workspace)
+    before = record["inputs"].get("reference")
+    if before and measured.shared.digests.get("reference") != before:
+        raise InputError(
+            f"trial {trial['hash']} was measured against another reference, and a metric's name does not tell which; "
+            f"make it an arm of a study"
+        )
     differing = [part for part in TRAINED_ON if shared.digests[part] != record["inputs"][part]]
     if differing or measured.training is None:
         raise InputError(

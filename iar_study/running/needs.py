@@ -19,6 +19,7 @@ from typing import Any
 
 from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, is_encoded, side_of
 from iar_study.errors import InputError, nearest
+from iar_study.evaluation.inception import INCEPTION_URL, INSTALL, has_torch_fidelity, inception_path
 from iar_study.generators import cost
 from iar_study.parts import built_in
 from iar_study.pipeline.workspace import Workspace
@@ -201,6 +202,7 @@ def find_needs(
         configs = [(arm, seed, replace(config, evaluation=base.evaluation)) for arm, seed, config in configs]
 
     data, needs = look_for_data(base)
+    needs += _measuring_needs(base)
     needs += _codebook_needs(study, configs, base)
     trials: dict[TrialConfig, tuple[TrialConfig, list[str]]] = {}
     for arm, _, config in configs:
@@ -420,6 +422,33 @@ def _look_for_codes(config: TrialConfig, folder: Path) -> tuple[Data, list[Need]
     if not needs:
         needs = [Need("codes", True, f"{train[0]:,} x {train[1]} + {test[0]:,} images in {folder}")]
     return data, needs
+
+
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+"""Where ADM's reference of ImageNet is."""
+
+
+def _measuring_needs(config: TrialConfig) -> list[Need]:
+    """Say whether there is what samples of images that are encoded already are measured against, and by whom."""
+    how = config.evaluation
+    if not is_encoded(config.data):
+        return []
+    if how.reference is None:
+        remedy = "--set evaluation.reference=FILE evaluation.extractor=inception, or `measure` it later"
+        return [Need("reference", False, "samples are kept, and not measured", remedy)]
+    path = Path(how.reference).expanduser()
+    remedy = f"ADM's: {ADM}{path.name}" if path.name.startswith("VIRTUAL_") else "name another: evaluation.reference"
+    needs = [Need("reference", path.exists(), how.reference if path.exists() else f"no file {path}", remedy)]
+    name, _, file = how.extractor.partition(":")
+    if name != "inception":
+        return needs
+    weights = Path(file).expanduser() if file else inception_path()
+    found = str(weights) if weights.is_file() else f"no file {weights}"
+    fetched = "name another: inception:FILE" if file else f"the first run fetches {INCEPTION_URL}, 96 MB"
+    needs.append(Need("Inception's weights", weights.is_file(), found, fetched))
+    package = has_torch_fidelity()
+    needs.append(Need("torch-fidelity", package, "installed" if package else "not installed", INSTALL))
+    return needs
 
 
 def _codebook_needs(study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]], base: TrialConfig) -> list[Need]:

@@ -248,7 +248,7 @@ def _write_manifest(
     recorder: Recorder | None = None,
 ) -> list[str]:
     """Remember what was asked for: the report of a study shows its last run. Return the ids of the trials' runs."""
-    path = workspace.studies / f"{study.name}.json"
+    path, first = workspace.studies / f"{study.name}.json", trials[0].shared
     # Until the recorder has found a run in the store, it is known from the last time.
     before = read_json(path) if path.exists() else {"trials": []}
     known = {(trial["arm"], trial["hash"]): trial["run_id"] for trial in before["trials"]}
@@ -277,7 +277,8 @@ def _write_manifest(
             }
             for trial in trials
         ],
-        "reference": trials[0].shared.reference.name if trials[0].shared.reference else None,
+        # Whose held-out images a report shows.
+        "reference": first.reference.name if first.reference and first.evaluators else None,
         # What `iar-study cache --prune` keeps: files of the cache, and trainings.
         "products": sorted({name for trial in trials for name in trial.shared.products}),
         "trainings": sorted({trial.training.hash for trial in trials if trial.training}),

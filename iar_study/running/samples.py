@@ -39,7 +39,7 @@ from iar_study.evaluation.fidelity import (
 )
 from iar_study.evaluation.metrics import FIDELITY, TOO_FEW, fidelity_key, metric_named
 from iar_study.pipeline.carried_over import carry_over, training_of
-from iar_study.pipeline.drawing import drawn_tokens, sampling_model
+from iar_study.pipeline.drawing import drawn_tokens, sampled_classes, sampling_model
 from iar_study.pipeline.measuring import SET, classes_told, geometric_mean
 from iar_study.pipeline.stages import THREADS, evaluators_product, images_of
 from iar_study.pipeline.workspace import Workspace, config_of, is_finished, read_record
@@ -95,13 +95,16 @@ class FinishedTrial:
     def classes(self) -> int:
         return self.described["data"]["classes"]
 
+    def asked(self, count: int) -> TrialConfig:
+        """Return its config with so many samples."""
+        return replace(self.config, evaluation=replace(self.config.evaluation, samples=count))
+
     def tokens(self, count: int, progress_folder: Path, show: Any) -> np.ndarray:
         """Return the tokens (count, T) of its first samples: those that are kept, and what is drawn to go on.
 
         Raises `InputError` where some are to be drawn and the weights are not here.
         """
-        asked = replace(self.config, evaluation=replace(self.config.evaluation, samples=count))
-        step = self.config.train.steps
+        asked, step = self.asked(count), self.config.train.steps
 
         def model() -> Any:
             grid = self.described["data"]["image_size"] // self.config.tokenizer.patch
@@ -178,7 +181,7 @@ def export_samples(
     with _parts(path) as parts:
         tokens = found.tokens(count, parts, show)
         side = found.described["data"]["image_size"]
-        labels = np.arange(count) % found.classes
+        labels = sampled_classes(found.asked(count), found.classes)
         write_npz(path, _decode(found, tokenizer, tokens, show), count, (side, side, 3), labels)
     return open_pictures(path)
 

@@ -29,13 +29,15 @@ OF_THE_LOSS = tuple(f"loss.{name}" for name in ("token_weight", "smoothing", "co
 OF_A_TRAINED_TOKENIZER = tuple(
     f"tokenizer.{name}" for name in ("channels", "steps", "batch_size", "lr", "commitment", "seed")
 )
-OF_IMAGES = ("classifier.", "evaluation.extractor", "evaluation.metrics")
+OF_IMAGES = ("classifier.",)
+OF_SAMPLES = ("evaluation.extractor", "evaluation.metrics", "evaluation.image_size")
 OF_A_GPT = (
-    *(f"evaluation.{name}" for name in ("sampled_times", "guidance", "temperature", "noise")),
+    *(f"evaluation.{name}" for name in ("sampled_times", "guidance", "temperature", "noise", "classes")),
+    *("evaluation.reference", "evaluation.image_size"),
     *("model.", "loss.", "train.", "parallel.", "compute.precision", "compute.compile"),
 )
 """How the keys begin of what is read only where there are clusters, where the loss is `cluster`, where a tokenizer is
-trained, where there are images, where there is a GPT."""
+trained, where there are images, where samples are measured, where there is a GPT."""
 
 
 def check_executor(name: str, address: str | None = None) -> None:
@@ -97,7 +99,24 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
         check_parallel(config, processes)
 
 
+def _check_reference(config: TrialConfig) -> None:
+    """Raise `InputError` for a reference that has nothing to be a reference of, or nobody who looks at it."""
+    if config.evaluation.reference is None:
+        return
+    if not is_encoded(config.data):
+        raise InputError(
+            f"evaluation.reference is for codes:PATH; samples of {config.data.name} are measured against its own "
+            f"held-out images"
+        )
+    if config.evaluation.extractor == "set":
+        raise InputError(
+            "evaluators are trained on images, and codes:PATH has none: measure against evaluation.reference with "
+            "evaluation.extractor=inception, or another one"
+        )
+
+
 def _check_data(config: TrialConfig, kind: Kind) -> None:
+    _check_reference(config)
     name, side = config.data.name, side_of(config.data)
     if kind == "near-codes" and is_encoded(config.data):
         raise InputError(f"{name} holds no images; a study of near codes needs a data set of images")
@@ -175,6 +194,10 @@ def _unread(config: TrialConfig, kind: Kind, processes: int) -> dict[str, str]:
         found |= dict.fromkeys(OF_A_TRAINED_TOKENIZER, "the tokenizer is given, and not trained here; leave it out")
     if is_encoded(config.data):
         found |= dict.fromkeys(OF_IMAGES, "codes:PATH comes with its tokenizer and without images; leave it out")
+        if config.evaluation.reference is None:
+            found |= dict.fromkeys(OF_SAMPLES, "there are no images to compare samples with: set evaluation.reference")
+    else:
+        found["evaluation.image_size"] = "it is for codes:PATH with evaluation.reference; leave it out"
     if kind == "near-codes":
         found |= dict.fromkeys(OF_A_GPT, "a study of near codes trains no GPT and draws no samples; leave it out")
     return found

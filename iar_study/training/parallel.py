@@ -9,6 +9,8 @@ import atexit
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -63,6 +65,21 @@ def launch(config: TrialConfig) -> Fabric:
     if processes > 1:
         atexit.register(_disconnect)
     return fabric
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Let the processes that `torchrun` started speak with each other, each on a GPU of its own where there are some."""
+    if n_processes() == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        _disconnect()
 
 
 def _disconnect() -> None:

@@ -22,6 +22,7 @@ from iar_study.storage import save_arrays
 from iar_study.tokenizers.given import load_tokenizer
 from iar_study.tokenizers.patch_vq import PatchVQ
 from iar_study.tokenizers.vq import VQConfig, VQModel, to_float
+from tests import forked
 
 SMALL = VQConfig(multipliers=(1, 1), channels=32, z_channels=8, codebook_size=300, code_dim=4)
 
@@ -175,6 +176,24 @@ def test_the_command_killed_at_any_time_goes_on_to_the_same_bytes(
     assert not (tmp_path / "codes" / "test").exists()
     assert main(command(tmp_path / "codes")) == 0
     assert content(tmp_path / "codes") == content(tmp_path / "whole")
+
+
+def run(*arguments: str) -> None:
+    sys.exit(main(list(arguments)))
+
+
+def test_one_split_alone_and_two_processes_give_the_same_bytes(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Of ten and four pictures, three at once: the last round has less than two batches."""
+    options = ["--tokenizer", str(checkpoint), "--image-size", "16", "--batch", "3", "--device", "cpu"]
+    given = ["encode", str(pictures), *options, "-o"]
+    assert main([*given, str(tmp_path / "one"), "--split", "test"]) == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["test"]
+    assert main([*given, str(tmp_path / "one")]) == 0
+    for _ in range(2):  # and once more, where all is there
+        assert forked.exit_code(forked.start_two(run, *given, str(tmp_path / "two"))) == 0
+    assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
 def test_other_settings_are_not_mixed_in(model: VQModel, pictures: Path, tmp_path: Path) -> None:

@@ -51,6 +51,28 @@ def test_round_trip(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["codes"]
 
 
+def test_crops_of_a_second_range_are_more_augmentations(tmp_path: Path) -> None:
+    """As LlamaGen reads an image of either folder with equal chance."""
+    rng = np.random.default_rng(0)
+    folders = [tmp_path / name / "imagenet256_codes" for name in ("c2i_flip_ten_crop", "c2i_flip_ten_crop_105")]
+    for folder in folders:
+        labels = folder.with_name("imagenet256_labels")
+        folder.mkdir(parents=True)
+        labels.mkdir()
+        for i in range(5):
+            np.save(folder / f"{i}.npy", rng.integers(16_384, size=(1, AUGMENTATIONS, TOKENS)))
+            np.save(labels / f"{i}.npy", np.array([i]))
+    packed = pack_codes(folders[0], tmp_path / "codes", step=2)
+    assert packed.codes.shape == (5, 2 * AUGMENTATIONS, TOKENS)
+    for i in range(5):
+        views = [np.load(folder / f"{i}.npy")[0] for folder in folders]
+        np.testing.assert_array_equal(packed.codes[i], np.concatenate(views))
+    assert pack_codes(folders[1], tmp_path / "second").codes.shape[1] == AUGMENTATIONS
+    np.save(tmp_path / "c2i_flip_ten_crop_105" / "imagenet256_labels" / "3.npy", np.array([7]))
+    with pytest.raises(InputError, match=r"3\.npy tells another class than"):
+        pack_codes(folders[0], tmp_path / "other")
+
+
 def test_the_index_says_what_there_is(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "codes"
     index = pack_codes(source, folder).index
