@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--samples", type=int, metavar="N", help="of each training (default: as many as before)")
     measure.add_argument(
-        "--reference", metavar="R", help="of codes:PATH: pictures to measure against, a folder or ADM's .npz"
+        "--reference", metavar="R", help="of codes:PATH: images to measure against, a folder or ADM's .npz"
     )
     measure.add_argument("--image-size", type=int, metavar="PIXELS", help="with it: bring samples to this side")
     measure.add_argument("--metrics", nargs="+", default=[], metavar="FILE.py:NAME", help="beside the built-in ones")

@@ -329,7 +329,7 @@ def test_a_study_whose_trials_diverge_does_not_end_as_a_success(three_studies, c
     assert main(given) == 1
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["a: 2 trials run, 0 found finished, 0 failed; 2 diverged", report]
-    told = "iar-study: diverged: baseline, seed 0 at step 3; same, seed 0 at step 3"
+    told = "iar-study: diverged: baseline, seed 0 at step 2; same, seed 0 at step 2"
     assert shown.err.splitlines()[-1] == f"{told}; --allow-diverged takes that for a result"
     assert main(given) == 1  # as it was found
     assert capsys.readouterr().out.splitlines()[0] == "a: 0 trials run, 2 found finished, 0 failed; 2 diverged"
@@ -339,7 +339,7 @@ def test_a_study_whose_trials_diverge_does_not_end_as_a_success(three_studies, c
     assert "2 trials: 2 diverged" in capsys.readouterr().out
     text = (three_studies.reports / "a" / "index.md").read_text()
     assert "nothing is compared: every trial that has ended diverged" in text
-    assert "| same | 0 | diverged at step 3 |" in text
+    assert "| same | 0 | diverged at step 2 |" in text
     assert counted(status_of(three_studies, "a")) == "2 of 2 trials have ended, 2 of them diverged"
 
 
@@ -356,7 +356,7 @@ def test_compare_tells_by_its_exit_code_whether_two_stores_agree(three_studies, 
     assert main(["compare", ".", "other", "--csv", "-"]) == 0
     assert capsys.readouterr().out == (three_studies.root / "arms.csv").read_text()
 
-    path = next(path for path in (three_studies.root / "other").rglob("result.json"))
+    path = next((three_studies.root / "other" / "runs" / "trials").rglob("result.json"))
     result = json.loads(path.read_text())
     result["metrics"]["val/token_nll"] += 1e-9
     path.write_text(json.dumps(result))

@@ -4,7 +4,15 @@ from dataclasses import asdict
 
 import pytest
 
-from iar_study.config import LossConfig, TrialConfig, flatten, from_dict, identity, with_settings
+from iar_study.config import (
+    LossConfig,
+    TrialConfig,
+    flatten,
+    from_dict,
+    measuring_identity,
+    training_identity,
+    with_settings,
+)
 from iar_study.errors import InputError
 
 
@@ -68,6 +76,23 @@ VARIED = {
     "evaluation.metrics": f"{__file__}:a_metric {__file__}:another",
     "evaluation.extractor": f"{__file__}:eyes",
 }
+
+
+def identity(config: TrialConfig) -> dict[str, object]:
+    return training_identity(config) | measuring_identity(config)
+
+
+def test_what_is_measured_is_in_no_trainings_name_and_what_trains_in_no_measurements():
+    trained, measured = training_identity(TrialConfig()), measuring_identity(TrialConfig())
+    assert not [key for key in trained if key.startswith(("evaluation.", "train.kept", "train.log", "train.check"))]
+    assert all(key.startswith("evaluation.") or key == "train.kept" for key in measured)
+    assert "evaluation.reference" not in measured  # it goes by its content
+    known = {key for key in flatten(TrialConfig()) if key.startswith(("model.", "loss.", "train.", "compute."))}
+    assert known - set(identity(TrialConfig())) - set(VARIED) == {
+        "train.log_every",
+        "train.checkpoint_every",
+        "model.name",
+    }
 
 
 def test_a_changed_variant_of_the_loss_and_another_draw_of_noise_are_other_trials():

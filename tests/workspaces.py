@@ -10,7 +10,7 @@ import torch
 
 from iar_study.config import TokenizerConfig
 from iar_study.data.encoding import extract_codes
-from iar_study.evaluation.metrics import FIDELITY, extractor_in
+from iar_study.evaluation.metrics import FIDELITY, SPATIAL, extractor_in
 from iar_study.pipeline.workspace import Workspace
 from iar_study.storage import save_arrays
 from iar_study.tokenizers.patch_vq import PatchVQ
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 MEMBERS = ["classifier"] * 5 + ["components"]
 
 BY_A_SET: dict[str, list[str]] = {
-    **{family: ["classifier"] for family in FIDELITY},
+    **{family: ["classifier"] for family in FIDELITY if family not in SPATIAL},
     **{"fd": [*MEMBERS, "set"], "fd_codes": ["set"], "class_agreement": ["set"]},
 }
 """Family -> which kinds of evaluators measure it on samples, where these are all of a set."""

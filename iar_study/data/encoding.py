@@ -235,9 +235,8 @@ def _encode(split: _Split, tokenizer: Tokenizer, batch: int, device: str, start:
     rank, world = _place()
     with ThreadPoolExecutor(cpu_count()) as threads:
         for first in range(start, len(split.labels), batch * world):
-            batches = [
-                range(at, min(at + batch, len(split.labels))) for at in range(first, first + batch * world, batch)
-            ]
+            begins = range(first, first + batch * world, batch)
+            batches = [range(at, min(at + batch, len(split.labels))) for at in begins]
             mine = batches[rank]
             tokens: list[np.ndarray | None] = [None] * world
             if mine:

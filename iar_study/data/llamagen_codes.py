@@ -157,18 +157,12 @@ def pack_codes(
     def batches(start: int) -> Iterable[Batch]:
         for first in range(start, total, step):
             numbers = range(first, min(first + step, total))
-            codes = [
-                [_read_checked(of / f"{i}.npy", shape, codebook_size, "codes")[0] for i in numbers] for of in sources
-            ]
-            told = [
-                [_read_checked(of / f"{i}.npy", (1,), classes, "classes")[0] for i in numbers] for of in label_folders
-            ]
-            for i, labels in zip(numbers, zip(*told, strict=True), strict=True):
-                if len(set(labels)) > 1:
-                    raise InputError(
-                        f"{label_folders[1] / f'{i}.npy'} tells another class than {label_folders[0]} does"
-                    )
-            yield np.concatenate(codes, axis=1), np.stack(told[0])
+            codes = [_read_all(part, numbers, shape, codebook_size, "codes") for part in sources]
+            labels, *others = [_read_all(part, numbers, (1,), classes, "classes") for part in label_folders]
+            for part, other in zip(label_folders[1:], others, strict=True):
+                if len(at := np.flatnonzero(labels != other)):
+                    raise InputError(f"{part / f'{first + at[0]}.npy'} tells another class than {label_folders[0]}")
+            yield np.concatenate(codes, axis=1), labels
 
     plan = {
         "images": total,
@@ -212,6 +206,11 @@ def _read(path: Path) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read as a NumPy array ({error}); extract it again") from error
+
+
+def _read_all(folder: Path, numbers: Iterable[int], shape: tuple[int, ...], limit: int, what: str) -> np.ndarray:
+    """Return the content of files of a row of numbers, as `_read_checked` has it, one after the other."""
+    return np.stack([_read_checked(folder / f"{i}.npy", shape, limit, what)[0] for i in numbers])
 
 
 def _read_checked(path: Path, shape: tuple[int, ...], limit: int, what: str) -> np.ndarray:

@@ -38,7 +38,6 @@ def registry_text(
             *_wrapped(_told(total)),
             "",
             *_fitted([["profile", "seeds", "what it is"], *seeds]),
-            "",
             "iar-study list STUDY tells its claim and its arms.",
         ]
     )

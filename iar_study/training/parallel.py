@@ -69,7 +69,7 @@ def launch(config: TrialConfig) -> Fabric:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Let the processes that `torchrun` started speak with each other, each on a GPU of its own where there are some."""
+    """Let the processes that `torchrun` started speak with each other, each on a GPU of its own if there are some."""
     if n_processes() == 1:
         yield
         return

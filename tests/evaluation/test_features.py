@@ -160,7 +160,7 @@ def test_all_that_is_seen_is_streamed(fidelity, weights):
     features, probabilities = extract(extractor, [GREY[:4], GREY[4:]], 6)
     np.testing.assert_array_equal(features, seen.features)
     np.testing.assert_array_equal(probabilities, seen.probabilities)
-    assert extract_all(ClassifierFeatures(classifier(1)), [GREY], 6).spatial is None
+    assert extract_all(ClassifierFeatures(classifier(1), "classifier-0"), [GREY], 6).spatial is None
 
 
 def test_spatial_features_are_of_the_block_that_adm_takes(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_without_torch_fidelity_the_extra_is_named(spec, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
 
 

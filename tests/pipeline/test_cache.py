@@ -226,7 +226,7 @@ def test_the_command_says_first_and_removes_only_with_yes(
     assert "of which no study uses" in capsys.readouterr().out
     assert main(["cache", "--prune"]) == 0
     shown = capsys.readouterr().out
-    assert "kB; --prune --yes removes it" in shown
+    assert "MB; --prune --yes removes it" in shown
     assert tree(workspace.root) == before
     assert main(["cache", "--prune", "--yes"]) == 0
     assert "removed: 6 products and 1 training and 1 trial" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from iar_study.config import ClassifierConfig, DataConfig, TrialConfig, with_set
 from iar_study.data.images import Images, load_images
 from iar_study.errors import InputError
 from iar_study.evaluation.evaluators import load_evaluators
-from iar_study.evaluation.metrics import BUILT_IN, find_metric
+from iar_study.evaluation.metrics import BUILT_IN, SPATIAL, find_metric
 from iar_study.pipeline import making, stages
 from iar_study.pipeline.measuring import References, extractors_of, load_references, measure_pictures
 from iar_study.pipeline.stages import evaluators_product
@@ -134,7 +134,7 @@ def test_by_another_extractor_the_set_tells_the_classes_alone(made, images, tmp_
     (half,) = extractors_of(config, evaluators)
     reference = References.of([half], images.test, images.test // 2)
     found = measure_pictures(images.test[:50], images.test_labels[:50], reference, evaluators, config)
-    families = set(BUILT_IN) - {"score"}  # it tells no classes
+    families = set(BUILT_IN) - {"score", *SPATIAL}  # it tells no classes
     names = {family: evaluators.name if family == "class_agreement" else half.name for family in families}
     assert set(found) == {f"{family}/{name}@50" for family, name in names.items()}
     assert found[f"fd_codes/{half.name}@50"] > found[f"fd/{half.name}@50"]
