@@ -667,7 +667,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         raise InputError("say what is to be measured: --evaluators, --metrics, --reference or --samples")
     ways = [{**settings, "evaluation.extractor": name} for name in arguments.evaluators] or [settings]
     failed: dict[str, str] = {}
-    with Display() as display:
+    with Display(quiet=not _is_first()) as display:
         for way in ways:
             outcome = measure_study(
                 arguments.study, workspace, display, way, executor=arguments.executor, address=arguments.address
@@ -675,16 +675,22 @@ def _measure(arguments: argparse.Namespace) -> int:
             failed |= outcome.failed
     for trial, error in failed.items():
         print(f"iar-study: trial {trial} failed: {error}", file=sys.stderr)
+    if _is_first():
+        _tell_measured(arguments.study, workspace)
+    return EXIT_FAILED if failed else 0
+
+
+def _tell_measured(study: str, workspace: Any) -> None:
+    """Add what was measured to MLflow and to the report."""
     from iar_study.reporting.unchanged import write_changed
     from iar_study.tracking.tracker import StoreError, fill_in
 
     try:
-        fill_in(workspace, arguments.study)
+        fill_in(workspace, study)
     except StoreError as error:  # nothing is lost
         print(f"iar-study: {error}; `iar-study sync` adds what was measured", file=sys.stderr)
-    page, *_ = write_changed(workspace, [arguments.study], workspace.reports, workspace.experiments)
+    page, *_ = write_changed(workspace, [study], workspace.reports, workspace.experiments)
     print(page)
-    return EXIT_FAILED if failed else 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:

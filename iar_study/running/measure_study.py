@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from iar_study.config import with_settings
+from iar_study.config import TrialConfig, with_settings
 from iar_study.errors import InputError
 from iar_study.pipeline.carried_over import carry_over, training_of
-from iar_study.pipeline.stages import check, prepare
+from iar_study.pipeline.stages import check, stages_of
 from iar_study.pipeline.trial import TRAINED_ON, Trial, trial_of
 from iar_study.pipeline.workspace import Workspace, config_of, ending, is_finished, read_manifest, read_record
 from iar_study.running.display import Display
 from iar_study.running.executors import make_executor
 from iar_study.running.needs import plural
-from iar_study.running.runner import Outcome, Progress, first_to_prepare, run_all
+from iar_study.running.runner import Outcome, Progress, first_to_prepare, in_first, run_all, run_together
 from iar_study.storage import write_json
 from iar_study.study.checks import check_settings
+from iar_study.training.processes import n_processes
 
 MAY_CHANGE = tuple(f"evaluation.{name}" for name in ("extractor", "metrics", "samples", "reference", "image_size"))
 """What a metric's name tells, or no trial has two of: by another guidance, say, it would have the same name and mean
@@ -62,23 +64,13 @@ def measure_study(
         raise InputError(
             f"measure does not change {wrong[0]}, for no metric's name tells it; make it an arm of a study"
         )
-    with first_to_prepare(workspace, display):
-        carry_over(workspace)
-        asked = [
-            _asked(trial, workspace, display, settings)
-            for trial in manifest["trials"]
-            if ending(workspace.trials / trial["hash"]) == "finished"
-        ]
-        if not asked:
-            raise InputError(f"no trial of study {name!r} is finished yet; `iar-study run {name}` goes on with them")
-        distinct = list({each.measured.hash: each.measured for each in asked}.values())
-        pending = [trial for trial in distinct if not is_finished(trial.folder(workspace.trials))]
-        _check_there(pending, workspace)
-        _remember(workspace, name, asked)
-    display.say(
-        f"{name}: {plural(len(distinct), 'training')} to measure, {len(distinct) - len(pending)} found measured"
-    )
-    found = len(distinct) - len(pending)
+    prepare = partial(_prepare, manifest, workspace, display, settings)
+    together = n_processes() > 1
+    trials, pending = in_first(_config(manifest, workspace), prepare) if together else prepare()
+    found = trials - len(pending)
+    display.say(f"{name}: {plural(trials, 'training')} to measure, {found} found measured")
+    if together:
+        return run_together(pending, found, workspace)
     if not pending:
         return Outcome(0, found, {})
     runs_them = make_executor(executor, workspace.trials, pending[0].config.compute, address)
@@ -86,12 +78,41 @@ def measure_study(
         return run_all(pending, found, runs_them, workspace, display)
 
 
+def _finished(manifest: Mapping[str, Any], workspace: Workspace) -> list[Mapping[str, Any]]:
+    """Return the trials of a manifest that have finished; raise `InputError` where none has."""
+    finished = [trial for trial in manifest["trials"] if ending(workspace.trials / trial["hash"]) == "finished"]
+    if not finished:
+        name = manifest["study"]
+        raise InputError(f"no trial of study {name!r} is finished yet; `iar-study run {name}` goes on with them")
+    return finished
+
+
+def _config(manifest: Mapping[str, Any], workspace: Workspace) -> TrialConfig:
+    """Return the config of some trial, which tells where and how all are computed."""
+    return config_of(read_record(workspace.trials / _finished(manifest, workspace)[0]["hash"]))
+
+
+def _prepare(
+    manifest: Mapping[str, Any], workspace: Workspace, display: Display, settings: Mapping[str, Any]
+) -> tuple[int, list[Trial]]:
+    """Return how many trainings are to be measured, and those measurements that are not there yet."""
+    finished = _finished(manifest, workspace)
+    with first_to_prepare(workspace, display):
+        carry_over(workspace)
+        asked = [_asked(trial, workspace, display, settings) for trial in finished]
+        distinct = list({each.measured.hash: each.measured for each in asked}.values())
+        pending = [trial for trial in distinct if not is_finished(trial.folder(workspace.trials))]
+        _check_there(pending, workspace)
+        _remember(workspace, manifest["study"], asked)
+    return len(distinct), pending
+
+
 def _asked(trial: Mapping[str, Any], workspace: Workspace, display: Display, settings: Mapping[str, Any]) -> Asked:
     record = read_record(workspace.trials / trial["hash"])
     config = with_settings(config_of(record), settings)
     check_settings(config, "sampling")
     check(config)
-    shared = prepare(config, workspace, display.update)
+    shared = stages_of(config, workspace, display.update).shared()
     measured = trial_of(trial["arm"], trial["seed"], config, shared, "sampling", workspace)
     before = record["inputs"].get("reference")
     if before and measured.shared.digests.get("reference") != before:

@@ -121,13 +121,13 @@ def run_study(
         for _, _, config in configs:
             check(config)
         make = partial(_prepare, study, configs, workspace, display, write_manifest)
-        trials, finished = _in_first(base, make) if together else make()
+        trials, finished = in_first(base, make) if together else make()
         _tell_outdated(trials, workspace, display)
     # Two arms may be the same trial (n = 1 and lambda = 0, say); it is run once.
     pending = list({trial.hash: trial for trial in trials if trial.hash not in finished}.values())
     found = sum(trial.hash in finished for trial in trials)
     if process_rank():
-        outcome = _run_together(pending, found, workspace)  # the first process tells of it
+        outcome = run_together(pending, found, workspace)  # the first process tells of it
         return replace(outcome, diverged=_diverged(trials, workspace))
 
     from iar_study.tracking.tracker import Recorder  # here: it brings MLflow
@@ -138,7 +138,7 @@ def run_study(
     try:
         with Progress(pending, runs_them.at_once if pending else 0, workspace, recorder, display):
             if together:
-                outcome = _run_together(pending, found, workspace, recorder)
+                outcome = run_together(pending, found, workspace, recorder)
             elif pending:
                 outcome = run_all(pending, found, runs_them, workspace, display, recorder.ended, seed_done)
     except BaseException:
@@ -212,7 +212,7 @@ def _prepare(
     return trials, {trial.hash for trial in trials if is_finished(trial.folder(workspace.trials))}
 
 
-def _in_first(base: TrialConfig, make: Callable[[], T]) -> T:
+def in_first(base: TrialConfig, make: Callable[[], T]) -> T:
     """Return what `make()` gives in the first of the processes that `torchrun` started."""
     from iar_study.training.parallel import first_of, launch
 
@@ -353,7 +353,7 @@ def run_all(
     return Outcome(trained, found, failed)
 
 
-def _run_together(
+def run_together(
     trials: Sequence[Trial], found: int, workspace: Workspace, recorder: Recorder | None = None
 ) -> Outcome:
     """Run trials one after the other, each on all the processes that `torchrun` started, of which this is one.

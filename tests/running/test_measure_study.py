@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ SMALL = {
     "classifier.steps": 30,
     "train.steps": 20,
     "train.kept": 1,
+    "train.micro_batch": 16,
     "evaluation.images": 60,
     "evaluation.samples": 200,
     "evaluation.sampled_times": 1,
@@ -191,6 +193,50 @@ def test_imported_samples_are_measured_without_weights(workspace, tmp_path):
     with pytest.raises(InputError, match=r"of 2 trainings neither the weights nor 500 samples are here \(baseline, se"):
         measure(elsewhere, samples=500)
     assert len(manifest(elsewhere)["measured"]) == 2
+
+
+MEASURED_ELSEWHERE = ["measure", "components", "--samples", "150", "--executor", "here"]
+
+
+def test_with_other_kernels_trainings_keep_their_hash_and_distances_their_digits(workspace, tmp_path):
+    """As on another machine, which imports what pins the tokenizer, the codes, the clusters and the evaluators."""
+    export(workspace, ["components"], tmp_path / "all.tar.xz", inputs=True)
+    found = {}
+    for capability in ("default", ""):
+        there = make_workspace(tmp_path / f"elsewhere{capability}")
+        take_in(tmp_path / "all.tar.xz", there)
+        environment = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+        process = forked.start(run_command, *MEASURED_ELSEWHERE, FOLDER=str(there.root), **environment)
+        process.join()
+        assert process.exitcode == 0
+        told = manifest(there)
+        results = load_results(there, "components")
+        values = results.final[results.final["metric"].isin(results.later)].set_index(["arm", "metric"])["value"]
+        found[capability] = ([each["hash"] for each in told["measured"]], told["trainings"], values)
+    (hashes, trainings, other), (own_hashes, own_trainings, own) = found["default"], found[""]
+    assert (hashes, trainings) == (own_hashes, own_trainings)
+    assert trainings == manifest(workspace)["trainings"]
+    assert other.index.equals(own.index)
+    distances = [key for key in own.index if key[1].startswith(("fd", "kd", "score"))]
+    np.testing.assert_allclose(other[distances], own[distances], rtol=1e-4)
+
+
+def run_command(*arguments: str) -> None:
+    os.chdir(os.environ["FOLDER"])
+    sys.exit(main(list(arguments)))
+
+
+def test_two_processes_measure_together(workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOLDER", str(workspace.root))
+    copy = tmp_path / "alone"
+    shutil.copytree(workspace.root, copy)
+    for folder in (workspace.root, copy):
+        for path in (folder / "runs" / "trainings").glob("*/tokens-*"):
+            path.unlink()  # so that both have something to draw
+    assert measure(Workspace(copy), samples=300).trained == 2
+    assert forked.exit_code(forked.start_two(run_command, *MEASURED_ELSEWHERE[:3], "300")) == 0
+    here, there = load_results(workspace, "components").final, load_results(Workspace(copy), "components").final
+    assert here.equals(there)
 
 
 def make_old(workspace: Workspace) -> None:
