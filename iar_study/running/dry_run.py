@@ -97,7 +97,7 @@ def look(
         shared = NotMade("images") if missing else _shared(stages)
         trial = None
         if isinstance(shared, NotMade):
-            first = first or missing or f"the {shared.kind} is to be made"
+            first = first or missing or f"the {shared.kind} {'are' if shared.kind.endswith('s') else 'is'} to be made"
         else:
             trial = trial_of(arm.name, seed, config, shared, study.kind, frozen)
 

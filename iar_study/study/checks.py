@@ -89,7 +89,7 @@ def check_settings(config: TrialConfig, kind: Kind = "training", processes: int 
     if own.strategy != "none" and own.n_clusters > size:
         raise InputError(f"clustering.n_clusters = {own.n_clusters} exceeds the {size} codes")
     check_shape(config.model)
-    if config.train.kept % config.sampled_times:
+    if kind == "training" and config.train.kept % config.sampled_times:
         raise InputError(
             f"evaluation.sampled_times = {config.evaluation.sampled_times} does not divide train.kept = "
             f"{config.train.kept}: samples are drawn where weights are kept"

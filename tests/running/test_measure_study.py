@@ -245,7 +245,7 @@ def make_old(workspace: Workspace) -> None:
         about = read_json(folder / "trial.json")
         trained = workspace.trainings / about.pop("training")
         del about["config"]["train.kept"]
-        about["config"]["evaluation.every"] = 10
+        about["config"] |= {"evaluation.every": 10, "evaluation.sampled_times": 4}
         write_json(folder / "trial.json", about)
         shutil.copy(trained / "weights-000000020.safetensors", folder / OLD_WEIGHTS)
         shutil.copy(trained / "codebook.safetensors", folder)

@@ -1,5 +1,6 @@
 """Images that came encoded, measured against given pictures: from LlamaGen's layout to a verdict on images."""
 
+import shutil
 import signal
 import sys
 import time
@@ -76,7 +77,14 @@ def root(tmp_path_factory) -> Path:
 SETTINGS = [
     *("data.name=codes:codes", "tokenizer.checkpoint=tokenizer.safetensors", "tokenizer.codebook_size=16"),
     *("tokenizer.code_dim=4", "tokenizer.patch=2", "clustering.n_clusters=4", "evaluation.clusters=4"),
-    *("train.steps=6", "train.warmup_steps=0", "train.batch_size=20", "train.kept=1", "evaluation.images=20"),
+    *(
+        "train.steps=6",
+        "train.warmup_steps=0",
+        "train.batch_size=20",
+        "train.micro_batch=10",
+        "train.kept=1",
+        "evaluation.images=20",
+    ),
     *("evaluation.extractor=look.py:network", "evaluation.reference=reference.npz", f"evaluation.image_size={SIDE}"),
     *(f"evaluation.samples={SAMPLES}", "evaluation.classes=random"),
 ]
@@ -131,8 +139,20 @@ def test_from_llamagens_codes_to_a_verdict_on_images_killed_twice(root, monkeypa
     assert len(set(np.bincount(classes))) > 1, "classes are drawn, not in turn"
     assert load_arrays(workspace.trials / trial["hash"] / "samples.safetensors")[0]["samples"].shape[:2] == (10, 8)
 
-    assert main(["measure", "components", "--samples", "600", "--executor", "here"]) == 0
-    assert any(metric.endswith("@600") for metric in load_results(workspace, "components").later)
+    # Other counts, on one process and on two: the parts are shared out, and the same to 1e-9.
+    copy = make_workspace(root / "copy")
+    shutil.copytree(root / "runs", copy.root / "runs")
+    for name in ("codes", "tokenizer.safetensors", "reference.npz", "look.py"):
+        (copy.root / name).symlink_to(root / name)
+    measure = ["measure", "components", "--samples", "1250", "--executor", "here"]
+    assert main(measure) == 0
+    monkeypatch.chdir(copy.root)
+    assert forked.exit_code(forked.start_two(command, copy.root, *measure)) == 0
+    one, two = (load_results(each, "components") for each in (workspace, copy))
+    later = one.final["metric"].isin(one.later)
+    assert {metric.rpartition("@")[2] for metric in one.later} == {"1250"}
+    assert one.final[["arm", "seed", "metric"]].equals(two.final[["arm", "seed", "metric"]])
+    np.testing.assert_allclose(two.final.value[later], one.final.value[later], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
