@@ -192,18 +192,16 @@ def evaluator_table(results: Results) -> dict[str, Any] | None:
         return None
     found = {each: comparison(results, each).loc[results.compared] for each in (str(key), *members)}
     rows = [
-        {"arm": arm, "cells": [_cell(results, _rows(table)[arm], each) for each, table in found.items()]}
-        for arm in results.compared
+        {"evaluator": extractor_in(each), "cells": [_cell(results, row, each) for row in _rows(table).values()]}
+        for each, table in found.items()
     ]
     differences = pd.DataFrame({each: found[each]["difference"].astype(float) for each in members})
     lower, higher = (differences < -ROUNDING).sum(axis=1), (differences > ROUNDING).sum(axis=1)
-    split = [
-        f"{arm} (lower by {lower[arm]}, higher by {higher[arm]})" for arm in lower.index[(lower > 0) & (higher > 0)]
-    ]
+    split = [f"{arm} ({lower[arm]} lower, {higher[arm]} higher)" for arm in lower.index[(lower > 0) & (higher > 0)]]
     agreement = f"All {len(members)} evaluators agree on the direction of every difference."
     if split:
         agreement = f"The {len(members)} evaluators do not agree on the direction of: {', '.join(split)}."
-    return {"evaluators": [extractor_in(each) for each in found], "rows": rows, "agreement": agreement}
+    return {"arms": results.compared, "rows": rows, "agreement": agreement}
 
 
 def design_tables(results: Results) -> list[dict[str, Any]]:

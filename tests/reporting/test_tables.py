@@ -372,13 +372,13 @@ def test_each_evaluators_fd_stands_in_one_table_alone_and_whether_all_agree(resu
     assert [[numbers(cell) for cell in row[1:]] for row in shown[1:]] == [
         [numbers(cell) for cell in row[1:]] for row in other[1:]
     ]
-    assert shown[0] == ["arm", "set-3d3d3d3d", *MEMBERS]
-    assert [row[0] for row in shown[1:]] == ["rearranged", "blocks", "random", "iar"]
+    assert shown[0] == ["evaluator", "rearranged", "blocks", "random", "iar"]
+    assert [row[0] for row in shown[1:]] == ["set-3d3d3d3d", *MEMBERS]
     expected = [
         numbers(percent(np.log(per_seed(results, FD)["iar"] / per_seed(results, FD)["baseline"]).mean() + tilt))
         for tilt in (0, 0.01, 0, -0.01)
     ]
-    assert [numbers(cell)[:1] for cell in shown[-1][1:]] == expected
+    assert [numbers(row[-1])[:1] for row in shown[1:]] == expected
     for each in (page, text):
         assert "All 3 evaluators agree on the direction of every difference." in each.words
         assert each.words.count("classifier-0a0a0a0a") == 1
@@ -387,7 +387,7 @@ def test_each_evaluators_fd_stands_in_one_table_alone_and_whether_all_agree(resu
 
 def test_evaluators_that_do_not_agree_are_told(results):
     found = tables.evaluator_table(by_a_set(results, {"iar": (0.5, 0.0, -0.5)}))
-    assert found["agreement"] == ("The 3 evaluators do not agree on the direction of: iar (lower by 2, higher by 1).")
+    assert found["agreement"] == ("The 3 evaluators do not agree on the direction of: iar (2 lower, 1 higher).")
     assert tables.evaluator_table(results) is None
     alone = replace(results, arms={"baseline": "alone"})
     assert tables.evaluator_table(by_a_set(alone, {})) is None
