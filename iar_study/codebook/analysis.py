@@ -107,6 +107,7 @@ def similarity(points: np.ndarray, arranged: Rearrangement) -> pd.DataFrame:
     products = sums @ sums.T
     within = sizes * (sizes - 1.0)
     np.fill_diagonal(pairs, within)
+    # Not the sizes: a zero code has no direction, and its similarity to itself is 0.
     products[np.diag_indices(len(sizes))] -= own
     with np.errstate(invalid="ignore"):
         return pd.DataFrame(products / pairs).rename_axis(index="cluster", columns="other")

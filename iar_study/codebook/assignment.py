@@ -170,6 +170,7 @@ def _solve_cold(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Solve from no prices, by way of ever larger samples; return labels, prices (the hub's last) and the dual gap."""
     points, n = cost.shape
+    # A sample at random, as neighbouring rows may be alike; a fixed seed, so that equal costs give equal bits.
     order = np.random.default_rng(0).permutation(points)
     sizes = [points]
     while sizes[-1] >= 4 * SAMPLE * n:
@@ -177,6 +178,8 @@ def _solve_cold(
     prices, solved = np.zeros(n + 1), None
     for size in reversed(sizes):
         share = size / points
+        # Bounds rounded outwards, so that every sample can meet its share of them.
+        # Rows sorted, so that the labels of the last sample, all points, stand in the points' own order.
         solved = _solve(cost, np.sort(order[:size]), np.floor(lower * share), np.ceil(upper * share), prices, each)
         assert solved is not None  # without a patience it always is
         prices = solved[1]
@@ -203,9 +206,11 @@ def _solve(
     prices = prices.copy()
     prices[np.abs(prices) <= 1e-12 * np.abs(prices).max()] = 0.0  # apart from the hub's by rounding alone
     labels, slack = np.full(len(rows), -1, np.int32), np.empty(len(rows))
+    # Complementary slackness: at the optimum a cluster is full if its price is above 0, at its least size if below.
     used = np.where(prices[:n] > 0, upper, lower)
     widen, everything = 1, False
     while True:
+        # Rounding alone moves no point away. It grows with each round, or points between equals could swing for ever.
         leeway = 16 * EPSILON * widen
         _pass(each, len(rows), _take_cheapest, cost, rows, prices, labels, slack, leeway)
         size = np.bincount(labels, minlength=n)
@@ -215,6 +220,7 @@ def _solve(
         surplus = int(excess[excess > 0].sum())
         if not surplus:
             p = prices[:n]
+            # Cost minus bound, term by term: the difference of the two large sums would be rounding alone.
             gap = np.maximum(-slack, 0).sum() + (np.maximum(upper * p, lower * p) - size * p).sum()
             return labels, prices, float(gap)
         if patience is not None and widen == 1 and surplus > patience:
@@ -333,6 +339,7 @@ def _offer(
         if _count(value, limit) <= most:
             sure = limit
         else:  # bisect for a value that at most `most` reach
+            # 2^-40 of the reach is fine enough: what lies between the two ends then counts as equal, below.
             for _ in range(40):
                 middle = sure + (limit - sure) / 2
                 if _count(value, middle) > most:

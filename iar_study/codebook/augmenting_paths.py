@@ -178,6 +178,7 @@ def place_all(  # noqa: PLR0912 (one loop: a call in it would cost more than its
             a, d = nearest, shortest
         if a < 0:
             return False
+        # Dijkstra's potentials: after this no arc is shorter than 0, and those of the path found are 0.
         for k in range(seen):
             prices[order[k]] += d - distance[order[k]]
 

@@ -229,6 +229,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
                 solved = self._assign(X, centers, lower, upper, solved.prices, buffer)
                 break
         assert solved is not None
+        # From differences: the expanded squares of the costs lose digits where a point is close to its centre.
         inertia = _inertia(X, solved.labels, centers)
         return inertia, solved.labels, centers, n_iter, solved.gap / inertia if inertia else 0.0
 
@@ -242,6 +243,7 @@ class BalancedKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         buffer: np.ndarray | None = None,
     ) -> Assignment:
         """Assign by squared distance, less the points' squared norms, which move no point to another cluster."""
+        # The factor is on the centres: on the product it would be one more pass over all costs.
         cost = np.dot(X, -2 * centers.T, out=buffer)
         cost += row_norms(centers, squared=True).astype(X.dtype)
         return constrained_assignment(cost, lower, upper, prices, n_jobs=self.n_jobs)

@@ -97,6 +97,8 @@ def comparable(vectors: np.ndarray, metric: str) -> np.ndarray:
 
 def _balanced(points: np.ndarray, n_clusters: int, seed: int, progress: Progress | None) -> np.ndarray:
     """Balanced k-means (PAPER 2): clusters of exactly N / n codes, least squared distance to their centroids."""
+    # No tolerance: only at convergence is the assignment optimal for the clusters' own means.
+    # One start, as in `_greedy` and `_plain`: more would be an advantage of this strategy alone.
     return BalancedKMeans(n_clusters, n_init=1, tol=0, random_state=seed, progress=progress).fit_predict(points)
 
 
@@ -110,11 +112,13 @@ def _greedy(points: np.ndarray, n_clusters: int, seed: int, progress: Progress |
     centroids = points[np.random.default_rng(seed).choice(len(points), n_clusters, replace=False)]
     for done in range(1, GREEDY_ROUNDS + 1):
         distances = squared_distances(points, centroids)
+        # Stable: identical codes tie, and only by their index are they served in the same order everywhere.
         order = np.argsort(distances.min(1), kind="stable")
         labels = _first_come_first_served(distances, order, size)
         new = points[np.argsort(labels, kind="stable")].reshape(n_clusters, size, -1).mean(1)
         if progress:
             progress(done, GREEDY_ROUNDS, f"squared shift {np.square(new - centroids).sum():.3g}")
+        # Without a tolerance, as the released code ends.
         if np.array_equal(new, centroids):
             break
         centroids = new

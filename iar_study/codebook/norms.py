@@ -15,6 +15,7 @@ def power_of_two(vectors: np.ndarray, axis: int | None = None) -> np.ndarray:
     Of subnormal or the largest numbers, one near to it: it and its inverse are numbers of the vectors' type.
     """
     largest = np.maximum(vectors.max(axis, keepdims=True, initial=0), -vectors.min(axis, keepdims=True, initial=0))
+    # At 3/4 of the exponents the inverse is still a normal number, and what remains after division can be squared.
     most = np.finfo(vectors.dtype).maxexp * 3 // 4
     return np.ldexp(vectors.dtype.type(1), np.clip(np.frexp(largest)[1], -most, most))
 
@@ -34,6 +35,7 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 def within_range(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors as they are, or divided by `power_of_two` where sums of squared distances leave their type."""
+    # A third of the exponents: a square takes two thirds, and one is left for sums over dimensions and points.
     scale, limit = power_of_two(vectors), np.ldexp(1.0, np.finfo(vectors.dtype).maxexp // 3)
     return vectors if 1 / limit < scale < limit else vectors / scale
 

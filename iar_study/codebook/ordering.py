@@ -50,8 +50,10 @@ def _spectral(vectors: np.ndarray) -> np.ndarray:
     if len(vectors) > LARGEST_SPECTRAL:
         raise InputError(f"spectral order of {len(vectors)} vectors takes too long; at most {LARGEST_SPECTRAL}")
     distances = squared_distances(vectors)
+    # Of vectors that are all the same the kernel's width, below, would be 0.
     if not distances.any():
         return np.arange(len(vectors))
+    # The mean as the kernel's width: the order then does not depend on the scale of the vectors.
     similarity = np.exp(-distances / distances.mean())
     laplacian = np.diag(similarity.sum(1)) - similarity
     fiedler = eigh(laplacian, subset_by_index=[1, 1])[1][:, 0]
@@ -116,6 +118,7 @@ def _two_opt(vectors: np.ndarray, order: np.ndarray) -> None:
                 if j < m - 1:
                     before += _distance(vectors, order[j], order[j + 1])
                     after += _distance(vectors, order[i], order[j + 1])
+                # By more than rounding, or two paths of equal length could replace each other for ever.
                 if after < before - 1e-12 * (before + after):
                     order[i : j + 1] = order[i : j + 1][::-1].copy()
                     improved = True

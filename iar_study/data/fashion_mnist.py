@@ -88,6 +88,7 @@ def read_fashion_mnist(folder: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} {error}; delete it and run again") from error
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); mend that and run again") from error
+        # A copy: an array on the bytes of a file is read-only.
         arrays[part] = array.astype(np.int64) if array.ndim == 1 else array[..., None].copy()
     return arrays
 

@@ -78,6 +78,7 @@ def is_decoded(root: Path, size: int, cache: Path) -> bool:
 
 def _kept(root: Path, train: Split, test: Split, size: int, cache: Path) -> Path:
     listing = [split.listing(root) for split in (train, test)]
+    # Pillow's version counts: another release may decode or resize to other bytes.
     return cache / f"{digest(DECODING, PIL.__version__, str(root), size, listing)}.safetensors"
 
 

@@ -120,6 +120,7 @@ def _read_digits() -> dict[str, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
+    # The set's levels are 0 ... 16, not 0 ... 255.
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
     train, test, train_labels, test_labels = train_test_split(

@@ -177,6 +177,7 @@ def pack_codes(
 
 def _crops(source: Path) -> list[Path]:
     """Return the folders of an extraction: crops of one range, and those of a second where they lie beside it."""
+    # The replacement by which LlamaGen's own data set finds them.
     second = Path(f"{source.absolute()}/".replace("ten_crop/", "ten_crop_105/"))
     return [source, second] if second != source.absolute() and second.is_dir() else [source]
 
@@ -256,6 +257,7 @@ def write_codes(
         partial.mkdir(parents=True, exist_ok=True)
         with (
             locked(partial / LOCK, partial),
+            # To append: a write goes to the end, wherever the last `seek` has left the file.
             open(partial / CODES, "a+b") as codes_file,
             open(partial / LABELS, "a+b") as labels_file,
         ):
@@ -286,6 +288,7 @@ def _fill(
     progress: Progress | None,
 ) -> None:
     """Append what is still missing of both files, from a whole step on."""
+    # Whole steps alone: pictures encoded in batches that begin elsewhere may differ in last bits, and so in tokens.
     done = min(codes.whole(), labels.whole()) // step * step
     codes.cut(done)
     labels.cut(done)

@@ -179,6 +179,7 @@ def write_npz(
 def _new_member(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
     """Begin an array in the archive; its date is always the same, so that the bytes are."""
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+    # 50,000 pictures of 256 x 256 take 10 GB, and zipfile must know that before the first byte is written.
     with archive.open(entry, "w", force_zip64=True) as member:
         description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(member, description)

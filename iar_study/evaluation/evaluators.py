@@ -127,7 +127,9 @@ def principal_components(images: np.ndarray) -> dict[str, np.ndarray]:
         raise InputError("the training images are all alike: nothing can be compared in them")
     some = variances > LEAST_VARIANCE * variances[0]
     variances, vectors = variances[some], vectors[some]
+    # An eigenvector's sign is LAPACK's choice; left to it, the digest of the set could change with it.
     vectors *= np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)])[:, None]
+    # Above float16's largest number, as of a deviation below 1.5e-5, a scale would become infinite.
     scales = np.minimum(variances**-0.5, np.finfo(np.float16).max)
     return {
         "mean": mean.astype(np.float16),

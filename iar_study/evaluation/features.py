@@ -114,6 +114,7 @@ class NetworkFeatures:
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> Seen:
         """See `Extractor`; grey pictures are taken as RGB."""
+        # A copy: pictures out of an .npz are read-only, which torch has no notion of.
         pixels = torch.tensor(with_channels(images, 3)).permute(0, 3, 1, 2).contiguous()
         # On a GPU: no products of 10 bits, and the same bits each time.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):

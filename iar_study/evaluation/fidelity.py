@@ -197,6 +197,7 @@ def frechet_distance(a: Gaussian | np.ndarray, b: Gaussian | np.ndarray, device:
         cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
     else:
         cross = float(torch.linalg.svdvals(_placed(a.root, device) @ _placed(b.root, device).T).sum())
+    # The trace of S = R^T R is the sum of all entries of R squared.
     distance = np.square(a.mean - b.mean).sum() + np.square(a.root).sum() + np.square(b.root).sum() - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave -1e-13 for equal sets
 
@@ -265,6 +266,7 @@ def frechet_standard_error(
     rng = np.random.default_rng(seed)
     centre = x.mean(axis=0, dtype=np.float64)
     seen, middle, mean, root = (_placed(array, device) for array in (x, centre, reference.mean, reference.root))
+    # Each takes an eigendecomposition, F^3 operations: 200 know the error to 5 %, 20 of wide features to 16 %.
     distances = np.empty(200 if width <= 512 else 20)
     for i in range(len(distances)):
         weights = _placed(np.bincount(rng.integers(n, size=n), minlength=n), device)
@@ -577,6 +579,7 @@ def _kernel_and_distances(x: Any, y: Any) -> tuple[Any, Any]:
     """
     x, y = (rows.double() if isinstance(rows, torch.Tensor) else rows.astype(np.float64) for rows in (x, y))
     products = x @ y.T
+    # In place from here on: another tile would push these out of the cache.
     kernel = products / x.shape[1]
     kernel += 1
     kernel *= kernel * kernel

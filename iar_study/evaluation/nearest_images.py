@@ -30,6 +30,7 @@ def nearest_images(pictures: np.ndarray, images: np.ndarray, count: int = 1) -> 
     if len(images) < count:
         raise InputError(f"{count} nearest of {len(images)} images were asked for")
     flat = images.reshape(len(images), -1).astype(np.float32)
+    # By brute force: with hundreds of pixels a tree rules out next to nothing.
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(flat)
     distances, indices = search.kneighbors(pictures.reshape(len(pictures), -1).astype(np.float32))
     return indices, distances.astype(np.float64) / flat.shape[1] ** 0.5

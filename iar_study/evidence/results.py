@@ -304,6 +304,7 @@ def _by_one_name(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _seconds(journal: list[dict[str, Any]]) -> float:
     """Return how long the steps between the points of a journal took; a gap of many times the usual is a pause."""
     gaps = np.diff([point["time_ms"] for point in journal]) / 1000
+    # The times are of a clock on the wall: where it was set back, a gap is below 0.
     return float(np.minimum(gaps, PAUSE * np.median(gaps)).clip(0).sum()) if gaps.size else 0.0
 
 

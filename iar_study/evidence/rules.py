@@ -151,6 +151,7 @@ class BetterOverAll:
         pooled, (low, high) = (effect := Effect.pooled(differences)).mean, effect.interval()
         lost = _lost(results, *(arm for pair in self.pairs for arm in pair))
         finding = effect.finding(_direction(about), _within(about, self.margin))
+        # Who survives where others diverge is a selection; a trial that has not ended yet makes none.
         if lost and "diverged" in lost:
             finding = "undecided"
         of_all = Row(
@@ -534,6 +535,7 @@ def _not_worse(
         raise InputError(f"{about.label} is not compared by ratios: no margin is known within which it is as good")
     values = pd.Series(dict(pairs), dtype=float).dropna()
     effect = Effect.of(values, level=1.0)
+    # Either end of a 90% interval is a one-sided 95% bound.
     low, high = effect.interval(1 - 2 * ALPHA)
     lower, upper = sorted((_worse_by(low, better), _worse_by(high, better)))
     lost = _lost(results, rule.arm, rule.than)

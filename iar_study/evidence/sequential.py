@@ -48,8 +48,10 @@ def levels(looks: Sequence[int], alpha: float, two_sided: bool) -> tuple[float, 
         found.append(float(sides * stats.norm.sf(bound)))
         end = bound * share**0.5
         at, area = np.polynomial.legendre.leggauss(NODES)
+        # One-sided, no bound ends a study from below: nine standard deviations stand for infinity.
         least = -end if two_sided else -9 * share**0.5
         at, area = least + (end - least) * (at + 1) / 2, area * (end - least) / 2
+        # The density of the sum where no look has decided yet: the recursion of Armitage, McPherson and Rowe (1969).
         weights = area * (weights @ stats.norm.pdf((at - nodes[:, None]) / step**0.5)) / step**0.5
         nodes = at
     return tuple(found)

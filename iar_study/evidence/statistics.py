@@ -130,6 +130,7 @@ class SharedSpread:
         most = int(freedoms.sum())
         if beyond_chance <= 0:  # no more unlike than equal spreads are by chance
             return cls(float(np.exp(logs.mean())), np.inf, most)
+        # zeta(2, x) is the trigamma function. Solved for log x, as the degrees of freedom may be of any size above 0.
         half = float(brentq(lambda x: special.zeta(2, math.exp(x)) - beyond_chance, -30, 30))
         half = float(np.exp(half))
         return cls(float(np.exp(logs.mean() + special.digamma(half) - np.log(half))), 2 * half, most)
@@ -212,6 +213,7 @@ class Effect:
         if variance <= 0:
             return cls(mean, pairs, ())
         freedom = variance**2 / sum(part**2 / free for part, free in parts)
+        # By moments: of the variance of the means, what their own noise does not explain.
         chance = float((known.var(ddof=1) / known.count()).mean())
         between = max(float(means.var(ddof=1)) - chance, 0.0) ** 0.5
         return cls(mean, pairs, ((variance**0.5, freedom),), between)
@@ -259,6 +261,7 @@ class Effect:
         """
         if not self.errors:
             return "undecided"
+        # Asked first: a change may surely not be 0, and yet be too small to matter.
         if margin is not None and max(map(abs, self.interval(1 - 2 * alpha_equivalent))) < margin:
             return "equivalent"
         if self.p >= alpha:

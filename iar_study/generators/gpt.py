@@ -55,6 +55,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
+        # The weight comes after the cast, as in LlamaGen: in bf16 the other order has other bits.
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).type_as(x) * self.weight
 
 
@@ -236,6 +237,7 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        # As LlamaGen: all codes are equally likely at first, so the loss begins at ln N.
         nn.init.zeros_(self.output.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:

@@ -90,6 +90,7 @@ def check_codes(codes: Tensor, n_codes: int) -> None:
 
 def reduced(losses: Tensor, valid: Tensor, shape: Sequence[int], reduction: Reduction) -> Tensor:
     """Return losses (..., R) with their last dimension reduced over the rows that count, or laid out as `shape`."""
+    # Not a product with the mask: NaN or infinity times 0 is NaN, and an ignored target would spoil the sum.
     losses = losses.where(valid, 0.0)
     if reduction == "mean":
         return losses.sum(-1) / valid.sum()
@@ -135,6 +136,7 @@ def _token_and_clusters(codes: Tensor, levels: Sequence[Tensor], n_codes: int) -
     seen = [_Level(codes, codes + 1, width=1, equal=True)]
     for boundaries in levels:
         edges, sizes = boundaries[[0, -1]], boundaries.diff().aminmax()
+        # One transfer of four numbers: each look at a tensor on a GPU waits for all work before it.
         first, last, smallest, largest = torch.stack([*edges, *sizes]).tolist()
         if first != 0 or last != n_codes or smallest < 1:
             raise ValueError(
@@ -190,10 +192,12 @@ def _cluster_cross_entropy_backward(
     total = sum((factor for _, factor in parts), start=torch.zeros_like(upstream[0]))
     for rows in _row_chunks(logits):
         part = logits[rows]
+        # Terms of a bf16 gradient cancel: they are added in float32 and rounded once.
         out = grad[rows] if grad.dtype == buffer.dtype else buffer.resize_(part.shape)
         p = torch.softmax(part, 1, dtype=buffer.dtype, out=out).mul_(total[rows, None])
         for level, factor in parts:
             own, codes_of_own = level.own(part, rows)
+            # Each entry is added to once, so atomics cannot change the order of a sum: the same bits on a GPU.
             p.scatter_add_(1, codes_of_own, own.softmax(1).mul_(-factor[rows, None]))
         if p.dtype != grad.dtype:
             grad[rows] = p

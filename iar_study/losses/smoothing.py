@@ -47,6 +47,7 @@ def cluster_spread(boundaries: Tensor) -> Spread:
     first, end = own_cluster(torch.arange(int(boundaries[-1]), device=boundaries.device), boundaries)
     codes = first[:, None] + torch.arange(width, device=boundaries.device)
     inside = codes < end[:, None]
+    # A smaller cluster is filled up with its first code at share 0: `gather` wants an index that exists.
     return Spread(codes.where(inside, first[:, None]), inside / (end - first)[:, None])
 
 

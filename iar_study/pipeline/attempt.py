@@ -149,6 +149,7 @@ def _train(
                 ended = {"status": "diverged", "step": error.step}
             if fabric.is_global_zero:
                 write_json(folder / "result.json", ended)
+                # Only now: until the result is there, they are all that a kill leaves.
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return first_of(fabric, lambda: read_json(folder / "result.json"))
 
@@ -218,6 +219,7 @@ def _replace_tokens(trial: Trial, folder: Path) -> None:
 def describe(trial: Trial, codes: Codes) -> dict[str, Any]:
     """Return what a reader needs to trace a number: config, inputs, code and environment."""
     commit, dirty = code_version()
+    # Weights are counted, not made: of a large model they would take gigabytes.
     with torch.device("meta"):
         size, classes = trial.config.tokenizer.codebook_size, len(codes.class_names)
         model = make_generator(trial.config.model, size, classes, codes.grid)

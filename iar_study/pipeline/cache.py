@@ -149,6 +149,7 @@ def prune(workspace: Workspace) -> list[Product]:
         return []
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with locked(workspace.cache / LOCK, workspace.cache):
+        # Listed anew: before the lock was taken, a run may have come to use some of it.
         return [product for product in unused(list_cache(workspace)) if _remove(product)]
 
 

@@ -58,6 +58,7 @@ def _kept(path: Path) -> Iterator[Path]:
     """Give the folder that keeps what is done of a product, until it is whole."""
     folder = path.with_name(f".{path.stem}.progress")
     yield folder
+    # Not in a `finally`: after an error, what is done is to be found again.
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -196,10 +197,12 @@ def make_given_reference(
         for number, (first, end) in enumerate(each):
             progress("reference", first, pictures.count, pictures.source)
             if not parts.has(number):
+                # A part is whole batches of every extractor here: else its last batch would reach into the next part.
                 batches = islice(pictures.batches(extractor.batch, first), -(-(end - first) // extractor.batch))
                 parts.save(number, extract_all(extractor, batches, end - first))
         seen = parts.joined(range(len(each)))
         moments = (pictures.statistics, pictures.spatial_statistics)
+        # The moments of an ADM file are of Inception's features: another extractor takes its own, of the pictures.
         given = moments if extractor.name == "inception" else (None, None)
         reference = reference_of(seen, pictures.source, *given, device="cuda" if device == "cuda" else None)
         arrays = reference.arrays(lambda what, *at: progress(f"reference, {what}", *at))

@@ -85,6 +85,7 @@ class Measurement:
                 model = load_model(self.trained, self.trial.config, classes, self.codes.grid, step)
             return model
 
+        # Predictions first: for samples, the model's rows go back to the original order in place.
         if self.whole and step in self.kept:
             metrics |= self._predictions(trained(), step)
         if step in self.sampled:

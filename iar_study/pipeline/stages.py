@@ -479,6 +479,7 @@ def _product(workspace: Workspace, kind: str, makers: Sequence[str], *key: Any) 
 
     What is made again since its makers' source changed has a name of its own, in which that source is.
     """
+    # 64 bits of the digest: among a million products, two share a name with a chance of 3e-8.
     plain = f"{kind}-{digest(RECIPE, THREADS, kind, *key, *versions(makers))[:16]}"
     path = workspace.cache / f"{workspace.name(plain)}.safetensors"
     if workspace.again and path.exists() and changed(load_metadata(path).get("makers", {})):

@@ -195,6 +195,7 @@ def _seconds(journal: Path, steps: int) -> float:
     if len(points) < 2 or not trained or points[-1]["step"] != steps:
         return 0.0
     (first, began), (last, ended) = ((points[i]["step"], points[i]["time_ms"]) for i in (0, -1))
+    # No point tells when the first steps began: they are taken to be as long as the others.
     return (ended - began) / 1000 * last / (last - first)
 
 

@@ -257,6 +257,7 @@ def _work(trial: Trial, trials: Path, answer: Connection, gpu: str | None) -> No
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
+    # Not `sys.exit`, which in a thread would end that thread alone.
     threading.Thread(target=lambda: (multiprocessing.connection.wait([sentinel]), os._exit(1)), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used, here

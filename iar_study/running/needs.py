@@ -546,6 +546,7 @@ def short(value: float, unit: str = "") -> str:
     ('98.4 G', '6.56 GB', '512')
     """
     prefixes = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+    # From 0.9995 on, three digits would be rounded up to 1,000 of the smaller unit.
     prefix = next((prefix for prefix, size in prefixes.items() if value >= 0.9995 * size), "")
     scaled = value / prefixes.get(prefix, 1)
     return f"{f'{scaled:,.0f}' if scaled >= 99.95 else f'{scaled:.3g}'} {prefix}{unit}".strip()

@@ -372,8 +372,10 @@ def evaluate_samples(
             notes.append(f"no class agreement: {why}")
         else:
             key = fidelity_key("class_agreement", evaluators.name, pictures.count)
+            # The mean over classifiers first: samples are independent, several opinions on one are not.
             estimates[key] = Estimate.mean(np.mean([each == labels for each in classes], axis=0))
     notes += _cautions(estimates, pictures.count, held_out.count)
+    # Those of the reference stay: other samples are measured against it, too.
     shutil.rmtree(_kept(pictures, first, workspace), ignore_errors=True)
     compared = {
         "samples": _described(pictures),
@@ -442,6 +444,7 @@ def _features(pictures: PictureSet, extractor: Extractor, what: str, workspace: 
     for number in numbers[whole:]:
         before = number * KEPT_AT_ONCE
         count = min(KEPT_AT_ONCE, pictures.count - before)
+        # A part is whole batches of every extractor here: else its last batch would reach into the next part.
         kept.save(number, extract_all(extractor, islice(stream, math.ceil(count / batch)), count, show))
     return kept.joined(numbers)
 

@@ -54,6 +54,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 (hex) of the weights, and of code of one's own, by which codes name what made them."""
     weights = tokenizer.state_dict()
+    # Sorted: a class that defines its layers in another order has the same weights.
     content = [part for name in sorted(weights) for part in (name, weights[name].cpu().numpy())]
     return digest(*content, *([getattr(tokenizer, CODE)] if hasattr(tokenizer, CODE) else []))
 

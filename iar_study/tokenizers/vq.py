@@ -218,6 +218,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        # As LlamaGen's. The convolution's own padding is on all sides, and would give other latents.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -317,6 +318,7 @@ class Decoder(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
+    # The eps of LlamaGen's code; torch's own, 1e-5, would give other latents.
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
 
 
@@ -345,6 +347,7 @@ class VQModel(Tokenizer):
         self.decoder = Decoder(config)
         self.quantize = VectorQuantizer(config.codebook_size, config.code_dim)
         nn.init.uniform_(self.quantize.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+        # Unused here; LlamaGen's checkpoints hold it, in this size, and are read and written whole.
         self.quantize.register_buffer("codebook_used", torch.zeros(65_536))
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)

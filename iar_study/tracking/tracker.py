@@ -128,6 +128,7 @@ def _alone(workspace: Workspace, uri: str) -> Iterator[None]:
         if url is None or url.get_backend_name() != "postgresql":
             yield
             return
+        # No pool: a connection that went back to one would stay open, and the lock with it.
         engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:  # the lock ends with the connection, also of a process that is killed
             connection.execute(text(f"SET lock_timeout = {int(LOCK_PATIENCE * 1000)}"))
@@ -316,6 +317,7 @@ class Tracker:
             "mlflow.note.content": self.descriptions.get(trial.arm, ""),
             **{f"env.{name}": version for name, version in about["environment"].items()},
         }
+        # The trial's own time: the store may be filled in days later.
         begun = int(path.stat().st_mtime * 1000)
         name = f"{trial.arm}, seed {trial.seed}"
         self.runs += 1
@@ -475,6 +477,7 @@ class Recorder:
         self._ended: set[Key] = set()
         self._problem: str | None = None
         self._closing = self._gone = False
+        # A daemon: a call to a store that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 

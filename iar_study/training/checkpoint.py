@@ -39,6 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any]) -> None:
+        # Through JSON, to compare equal with what is read back: a tuple becomes a list.
         self.folder, self.made_with = folder, json.loads(json.dumps(made_with))
         self.due = Due()
 
@@ -48,6 +49,7 @@ class Checkpoints:
         Raises `InputError` when the disk refuses; the checkpoints before stay.
         """
         with self.due.saving():
+            # Zeros in front: names sorted as text, as below, are then sorted by step.
             self._save(self.folder / f"{step:09d}.safetensors", step, tensors, state)
 
     def _save(self, path: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

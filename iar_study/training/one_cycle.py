@@ -108,6 +108,7 @@ def _restore(
         kept = [name for name in tensors.names if name.startswith(start)]
         optimizer.state[parameter] = {name.removeprefix(start): tensors[name] for name in kept}
     schedule.load_state_dict(dict(state["schedule"]))
+    # The schedule restores its own counters alone; the next step reads the rate from the optimizer.
     for group, rate in zip(optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
         group["lr"] = rate
     torch.set_rng_state(tensors["random"])

@@ -52,6 +52,7 @@ def launch(config: TrialConfig) -> Fabric:
     strategy: Strategy | str = "auto"
     if processes > 1:
         sharded = partial(ModelParallelStrategy, shard, data_parallel_size=processes, tensor_parallel_size=1)
+        # As a view, gradients lie in the buckets that are reduced: no second copy of them is held.
         strategy = sharded() if config.parallel.strategy == "fsdp" else DDPStrategy(gradient_as_bucket_view=True)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     fabric = Fabric(
@@ -75,6 +76,7 @@ def connected() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # gloo, on GPUs as well: what is told here are objects on the CPU.
     dist.init_process_group("gloo")
     try:
         yield
@@ -126,6 +128,7 @@ def spread_like(whole: Tensor, like: Tensor) -> Tensor:
     whole = whole.to(like.device)
     if not isinstance(like, DTensor):
         return whole
+    # No source rank: each process cuts out its own part, and nothing is sent.
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -142,6 +145,7 @@ def total(fabric: Fabric, tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over the processes, float64, on the CPU."""
     if fabric.world_size == 1:
         return tensor.to("cpu", torch.float64)
+    # A copy in any case: `all_reduce` writes in place, and the caller's tensor is not to change.
     here = tensor.to(fabric.device, torch.float64, copy=True)
     dist.all_reduce(here)
     return here.cpu()

@@ -45,6 +45,7 @@ def step_seed(seed: int, step: int, *part: int) -> int:
 
 def noise_seed(seed: int, draw: int) -> int:
     """Return the seed of the `draw`-th draw of a seed's noise, of which the seed itself is the first."""
+    # NumPy fills up with 0: four numbers that end in 1 are the seed of no step, nor of a part of one.
     return step_seed(seed, draw, 1, 1) if draw else seed
 
 
@@ -122,6 +123,7 @@ class Training:
         config, several = self.config, self.fabric.world_size > 1
         seed = noise_seed(config.seed, config.train.noise)
         noise = torch.Generator().manual_seed(step_seed(seed, step))
+        # Drawn for the whole batch, on the CPU: the same classes are dropped on any device and any number of processes.
         dropped = torch.rand(config.train.batch_size, generator=noise)[self.share] < config.model.class_dropout
         labels = torch.where(dropped, self.model.cls_embedding.n_classes, labels)
         weight = cluster_weight(config, step)
@@ -139,6 +141,7 @@ class Training:
             told.append(of_part)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step)
+        # No error here: float16's scaler skips steps whose gradients overflow, and `Losses.settle` finds a bad loss.
         norm = self.fabric.clip_gradients(
             self.objective, self.stepper, max_norm=config.train.clip, error_if_nonfinite=False
         )
@@ -234,6 +237,7 @@ def train_gpt(
     journal = Journal(folder / "journal.jsonl") if fabric.is_global_zero else None
     checkpoints = Checkpoints(folder / "checkpoints", training_identity(config))
     first, losses = 0, Losses(fabric)
+    # The first process chooses for all, which have to go on from the same step.
     if found := first_of(fabric, checkpoints.newest):
         path, state = found
         training.restore(CheckpointTensors(path))
@@ -274,6 +278,7 @@ def train_gpt(
                         save_arrays(weights_file(folder, done), _arrays(model))
                     journal.write(done, metrics)
                 follow(done, metrics, model)
+            # After the journal: steps before a checkpoint are not taken again, and their points would be lost.
             if saving:
                 tensors = training.tensors()
                 state = {"step": done, "sums": losses.sums, "count": losses.count, "precision": precision.state_dict()}
