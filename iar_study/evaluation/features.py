@@ -33,6 +33,9 @@ SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
 DINOV2 = "dinov2-vit-l-14"
 """torch-fidelity's name of the size that FD_DINOv2 is measured with, 1,024 features."""
 
+BATCH = 50
+"""Pictures that a large network, or a part of one's own, looks at together."""
+
 CONNECT_SECONDS = 10
 """Patience for a server that does not answer."""
 
@@ -98,7 +101,7 @@ class NetworkFeatures:
     features and, maybe, logits. `block` names a part of it whose output, (B, C, h, w), spatial features are taken from.
     """
 
-    batch = 50
+    batch = BATCH
 
     def __init__(self, name: str, network: nn.Module, identity: str, device: str, block: str | None = None) -> None:
         self.name, self.network, self.device = name, network.to(device).eval(), device
@@ -134,7 +137,7 @@ class OwnFeatures:
     them, each but the first perhaps None.
     """
 
-    batch = 50
+    batch = BATCH
 
     def __init__(self, spec: str, device: str) -> None:
         self.part, self.device = parts.load("extractor", spec), device

@@ -200,7 +200,9 @@ def take_in(path: Path, workspace: Workspace) -> tuple[int, int]:
                 _copy(folder / name, target / name)
             new += 1
         for file in sorted(store.trainings.glob("*/*")):
-            if not is_finished(target := workspace.trainings / file.parent.name) and not (target / file.name).exists():
+            # Beside weights of one's own, samples of others' would be taken for theirs.
+            target = workspace.trainings / file.parent.name
+            if not (target / "journal.jsonl").exists() and not (target / file.name).exists():
                 _copy(file, target / file.name)
         for product in sorted(store.cache.glob("*.safetensors")):
             load_metadata(product)  # raises where it is damaged

@@ -544,11 +544,12 @@ def _not_worse(
         answer = "as good" if upper < margin else "worse" if lower > margin else "undecided"
     sign = 1 if better == "lower" else -1
     p = Effect.of(-sign * values, level=1.0).p_above(-margin) if effect.errors else math.nan
+    decides = 1 - p if answer == "worse" else p  # of the side that the answer is on
     kept = {str(seed): float(value) for seed, value in values.items()}
     row = Row(
         what, about.label, about.relative, effect.mean, *effect.interval(), p, answer, *leave_one_out(values), kept
     )
-    return Found(answer, row.text() + lost, (row,), p)
+    return Found(answer, row.text() + lost, (row,), decides)
 
 
 def _lost(results: Results, *arms: str | None) -> str:

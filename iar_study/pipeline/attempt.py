@@ -5,10 +5,11 @@ A trial of a study of near codes trains nothing: it replaces tokens by other cod
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -39,6 +40,7 @@ from iar_study.pipeline.trial import TRAINED_ON, Busy, Training, Trial
 from iar_study.pipeline.workspace import is_finished
 from iar_study.storage import Kept, read_json, save_arrays, unwritable, write_json
 from iar_study.training.journal import Journal, read_journal
+from iar_study.training.kept_weights import lacking
 from iar_study.training.parallel import first_of, launch
 from iar_study.training.processes import n_processes, process_rank
 from iar_study.training.progress import Diverged
@@ -71,15 +73,18 @@ def run_trial(trial: Trial, trials: Path) -> bool:
 
 
 @contextmanager
-def _begun(folder: Path, config: TrialConfig) -> Iterator[bool]:
-    """Hold the lock of a folder, and tell whether there is something to do: whether it is not finished.
+def _begun(folder: Path, config: TrialConfig, again: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold the lock of a folder, and tell whether there is something to do: it is not finished, or is to be run again.
 
     Raises `Busy` while another process holds it. The first of several processes decides for all.
     """
     lock = FileLock(folder / "lock", timeout=0)
 
+    def to_do() -> bool:
+        return not is_finished(folder) or again()
+
     def begin() -> bool:
-        if is_finished(folder):
+        if not to_do():
             return False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,7 @@ def _begun(folder: Path, config: TrialConfig) -> Iterator[bool]:
             raise Busy(f"{folder} is being written by another process; wait for it") from error
         except OSError as error:
             raise unwritable(folder, error) from error
-        return not is_finished(folder)  # which another process may have done just before
+        return to_do()  # another process may have done it just before
 
     try:
         yield begin() if n_processes() == 1 else first_of(launch(config), begin)
@@ -123,6 +128,8 @@ def _measure(trial: Trial, training: Training, trials: Path) -> None:
         metrics = {name: value for name, value in last.items() if is_final(name)}
     write_json(folder / "result.json", {**ended, "metrics": metrics})
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    for left in folder.glob(".*.tmp"):  # by a kill while it was written
+        left.unlink()
 
 
 def _train(
@@ -134,13 +141,21 @@ def _train(
     fabric: Fabric,
     measurement: Measurement,
 ) -> dict[str, Any]:
-    """Train what is not trained yet, let the measurement follow all of it, and return how the training has ended."""
+    """Train what is not trained yet, let the measurement follow all of it, and return how the training has ended.
+
+    Where weights are to be measured that were not kept, or are gone, it is trained again, to the same bits.
+    """
     config, arranged = training.config, Rearrangement.load(shared.rearrangement)
-    with _begun(folder, config) as begun:
+    to_measure = [step for step in measurement.wanted if step > measurement.last]
+
+    def again() -> bool:
+        return read_json(folder / "result.json")["status"] == "finished" and bool(lacking(folder, to_measure))
+
+    with _begun(folder, config, again) as begun:
         if begun and fabric.is_global_zero:
             _prepare(folder, training, codes, arranged, about)
-        for point in first_of(fabric, lambda: read_journal(folder / "journal.jsonl")):
-            measurement.follow(point["step"], point["metrics"], None)
+        for step, told in first_of(fabric, lambda: _followed(folder, to_measure)):
+            measurement.follow(step, told, None)
         if begun:
             ended = {"status": "finished", "step": config.train.steps}
             try:
@@ -154,12 +169,20 @@ def _train(
     return first_of(fabric, lambda: read_json(folder / "result.json"))
 
 
+def _followed(folder: Path, to_measure: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
+    """Return the steps of a training, with what it told, up to where weights are to be measured that are not there."""
+    told = {point["step"]: point["metrics"] for point in read_journal(folder / "journal.jsonl")}
+    end = min(lacking(folder, to_measure), default=math.inf)
+    return [(step, told.get(step, {})) for step in sorted({*told, *to_measure}) if step < end]
+
+
 def _prepare(folder: Path, training: Training, codes: Codes, arranged: Rearrangement, about: dict[str, Any]) -> None:
     """Write what a training's folder tells, unless it goes on: what is done was done by its makers then."""
     if any((folder / "checkpoints").glob("*.json")):
         return
-    for tokens in folder.glob("tokens-*"):  # drawn elsewhere, with weights that are not these
-        tokens.unlink()
+    if not (folder / "journal.jsonl").exists():
+        for tokens in folder.glob("tokens-*"):  # drawn elsewhere, with weights that are not these
+            tokens.unlink()
     inputs = {name: training.inputs[name] for name in TRAINED_ON}
     kept = {key: about[key] for key in ("seed", "data", "parameters", "code", "environment")}
     settings = training_identity(training.config)

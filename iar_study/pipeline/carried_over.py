@@ -13,6 +13,7 @@ from iar_study.pipeline.trial import TRAINED_ON, Training
 from iar_study.pipeline.workspace import Workspace, config_of, is_finished, read_record
 from iar_study.storage import write_json, write_text
 from iar_study.training.journal import read_journal
+from iar_study.training.kept_weights import weights_file
 
 OLD_WEIGHTS = "weights.safetensors"
 
@@ -30,8 +31,6 @@ def carry_over(workspace: Workspace) -> None:
 
 
 def _carry_over(folder: Path, workspace: Workspace) -> None:
-    from iar_study.training.train_gpt import weights_file  # here: it brings torch
-
     record = read_record(folder)
     config = config_of(record)
     target = workspace.trainings / training_of(record)

@@ -164,7 +164,7 @@ def load_codebook_results(workspace: Workspace, study: str) -> CodebookResults:
         strategies=pd.DataFrame(**header["strategies"]),
         left_out=header["left_out"],
         neighbours=neighbours,
-        scale=_scale(about, arrays["codebook"].shape, n_clusters),
+        scale=_scale(about, arrays["codebook"].shape, header["lookup"], n_clusters),
         commands=_commands(manifest, header["source"], n_clusters),
     )
 
@@ -445,7 +445,7 @@ def evenly(size: int, most: int) -> np.ndarray:
     return np.linspace(0, size - 1, min(size, most)).round().astype(int)
 
 
-def _scale(about: dict[str, Any], shape: tuple[int, ...], n_clusters: int) -> dict[str, str]:
+def _scale(about: dict[str, Any], shape: tuple[int, ...], lookup: str, n_clusters: int) -> dict[str, str]:
     data, quality = about["data"], about["tokenizer"]
     colours = "grey" if data["channels"] == 1 else "colour"
     told = f"PSNR {quality['psnr']:.1f} dB on held-out images, " if "psnr" in quality else ""
@@ -453,7 +453,7 @@ def _scale(about: dict[str, Any], shape: tuple[int, ...], n_clusters: int) -> di
         "data set": data["name"],
         "images": f"{data['train_images']:,} for training, {data['test_images']:,} held out, "
         f"{data['image_size']} x {data['image_size']} pixels, {colours}",
-        "codebook": f"{shape[0]:,} codes of dimension {shape[1]}, looked up by cosine",
+        "codebook": f"{shape[0]:,} codes of dimension {shape[1]}, looked up by {lookup}",
         "tokenizer": f"{told}{quality['usage']:.0%} of the codes used, perplexity {quality['perplexity']:.0f}",
         "clusters": f"{n_clusters}, by balanced k-means: those that every arm of the study is judged by",
     }

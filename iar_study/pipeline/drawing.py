@@ -23,9 +23,10 @@ from iar_study.generators.gpt import GPT, make_generator
 from iar_study.generators.sampling import generate
 from iar_study.parts import changed, sources, versions
 from iar_study.storage import Kept, digest, load_arrays, save_arrays
+from iar_study.training.kept_weights import weights_file
 from iar_study.training.parallel import collected, first_of
 from iar_study.training.processes import n_processes, process_rank
-from iar_study.training.train_gpt import noise_seed, original_order, step_seed, weights_file
+from iar_study.training.train_gpt import noise_seed, original_order, step_seed
 
 SAMPLED_AT_ONCE = 100
 """Samples that are drawn together: what a GPU holds of XXL, and as fast as more on a CPU."""
@@ -154,8 +155,7 @@ def load_model(trained: Path, config: TrialConfig, n_classes: int, grid: int, st
         at = [int(path.stem.partition("-")[2]) for path in sorted(trained.glob("weights-*.safetensors"))]
         where = f"its weights were kept after steps {', '.join(map(str, at))}" if at else "none of its weights are here"
         raise InputError(
-            f"training {trained.name} has no weights of step {step}: {where}; change train.kept, or remove {trained} "
-            f"and run its study again"
+            f"training {trained.name} has no weights of step {step}: {where}; run its study, which trains it again"
         )
     model = make_generator(config.model, config.tokenizer.codebook_size, n_classes, grid)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in load_arrays(path)[0].items()})

@@ -34,7 +34,7 @@ from iar_study.evaluation.evaluators import (
 )
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
 from iar_study.evaluation.feature_parts import FeatureParts, reference_of, spans
-from iar_study.evaluation.features import Extractor, extract_all
+from iar_study.evaluation.features import Extractor, extract_all, with_channels
 from iar_study.parts import sources, versions
 from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import References, extractors_of, measure_pictures
@@ -198,7 +198,8 @@ def make_given_reference(
             progress("reference", first, pictures.count, pictures.source)
             if not parts.has(number):
                 # A part is whole batches of every extractor here: else its last batch would reach into the next part.
-                batches = islice(pictures.batches(extractor.batch, first), -(-(end - first) // extractor.batch))
+                some = islice(pictures.batches(extractor.batch, first), -(-(end - first) // extractor.batch))
+                batches = (with_channels(images, 3) for images in some)
                 parts.save(number, extract_all(extractor, batches, end - first))
         seen = parts.joined(range(len(each)))
         moments = (pictures.statistics, pictures.spatial_statistics)

@@ -18,7 +18,7 @@ from iar_study.config import TrialConfig, times_of
 from iar_study.data.codes import Codes
 from iar_study.evaluation.evaluators import load_evaluators
 from iar_study.evaluation.feature_parts import FeatureParts, spans
-from iar_study.evaluation.features import extract_all
+from iar_study.evaluation.features import extract_all, with_channels
 from iar_study.evaluation.fidelity import Reference
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions
 from iar_study.generators.gpt import GPT
@@ -64,6 +64,7 @@ class Measurement:
         config, self.whole = trial.config, trial.kind == "training"
         self.kept = times_of(config.train.steps, config.train.kept if self.whole else 1)
         self.sampled = times_of(config.train.steps, config.sampled_times if self.whole else 1)
+        self.wanted = tuple(dict.fromkeys((*self.kept, *self.sampled)))
         self.journal = Journal(self.folder / "journal.jsonl") if fabric.is_global_zero else None
         self.last: int = first_of(fabric, lambda: self.journal and self.journal.last_step)
 
@@ -92,12 +93,16 @@ class Measurement:
             metrics |= self._samples(lambda: original_order(trained(), self.arranged), step)
         if self.journal is not None:
             self.journal.write(step, metrics)
-            shutil.rmtree(self.folder / PROGRESS, ignore_errors=True)  # its result is written
+            # Its result is written. Of this step alone: other processes may be at the next.
+            shutil.rmtree(self._progress(step), ignore_errors=True)
         self.last = step
+
+    def _progress(self, step: int) -> Path:
+        return self.folder / PROGRESS / str(step)
 
     def _predictions(self, model: GPT, step: int) -> dict[str, float]:
         """Return the `val/*` metrics, and keep the last by position in the image."""
-        kept = Kept(self.folder / PROGRESS / f"evaluated-{step}-{self.fabric.global_rank}.safetensors")
+        kept = Kept(self._progress(step) / f"evaluated-{self.fabric.global_rank}.safetensors")
         judging = Rearrangement.load(self.trial.shared.judging)
         metrics, sums = judge_predictions(
             model, self.trial.config, self.codes, self.arranged, judging, self.fabric, kept
@@ -115,7 +120,7 @@ class Measurement:
         large and many, all look at them.
         """
         config, shared, n_classes = self.trial.config, self.trial.shared, len(self.codes.class_names)
-        tokens = drawn_tokens(self.trained, config, n_classes, step, model, self.folder / PROGRESS, self.fabric)
+        tokens = drawn_tokens(self.trained, config, n_classes, step, model, self._progress(step), self.fabric)
         labels = sampled_classes(config, n_classes)
         if self.fabric.is_global_zero:
             self._show(tokens, labels)
@@ -147,11 +152,12 @@ class Measurement:
         """
         config, device = self.trial.config, self.trial.config.compute.device
         extractor, parts = load_network(config.evaluation.extractor, device), spans(len(tokens))
-        kept = FeatureParts(self.folder / PROGRESS / f"features-{step}")
+        kept = FeatureParts(self._progress(step) / "features")
         for number in range(self.fabric.global_rank, len(parts), self.fabric.world_size):
             if not kept.has(number):
                 some = tokens[slice(*parts[number])]
-                batches = decoded(self.tokenizer, some, extractor.batch, size=config.evaluation.image_size)
+                pictures = decoded(self.tokenizer, some, extractor.batch, size=config.evaluation.image_size)
+                batches = (with_channels(images, 3) for images in pictures)  # as the reference's
                 kept.save(number, extract_all(extractor, batches, len(some)))
         collected(None)  # now all parts are there
         if not self.fabric.is_global_zero:

@@ -62,6 +62,9 @@ SHIPPED = Path(evaluation.__file__).parent / "fixed"
 EXACT_IMAGES = 16
 """Held-out images on which it is seen that rearrangement alone changes nothing."""
 
+FEWEST = 5
+"""Images of a given reference must be more, for the nearest others that density and coverage look at."""
+
 Progress = Callable[[str, int, int, str], None]
 """(what, steps done, steps in all, detail) is called as a stage goes on."""
 
@@ -116,7 +119,10 @@ def reference_of(config: TrialConfig) -> PictureSet:
 
 @lru_cache(maxsize=1)
 def _reference_of(path: Path, side: int, version: int | None) -> PictureSet:
-    return open_reference(path, side)
+    pictures = open_reference(path, side)
+    if pictures.count <= FEWEST:
+        raise InputError(f"{path} holds {pictures.count} images; a reference needs more than {FEWEST}")
+    return pictures
 
 
 def check(config: TrialConfig, load: bool = True) -> None:

@@ -204,6 +204,22 @@ def evaluator_table(results: Results) -> dict[str, Any] | None:
     return {"arms": results.compared, "rows": rows, "agreement": agreement}
 
 
+def later_table(results: Results) -> dict[str, Any] | None:
+    """Return what `measure` has added, of every compared arm; None where it has added nothing.
+
+    What each evaluator of a set finds by itself is left out, as everywhere.
+    """
+    of_sets = [member for key in results.later for member in members_of(key, results.later)]
+    keys = [key for key in results.later if key not in of_sets and metric_named(key).direction]
+    if not keys or not results.compared:
+        return None
+    rows = []
+    for key in keys:
+        found = _rows(comparison(results, key).loc[results.compared])
+        rows.append({"about": metric_named(key), "cells": [_cell(results, row, key) for row in found.values()]})
+    return {"arms": results.compared, "rows": rows}
+
+
 def design_tables(results: Results) -> list[dict[str, Any]]:
     """Return, for each headline metric, what the seeds allow one to say of every arm, and could have shown."""
     tables = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +106,7 @@ def _workspace() -> list[Finding]:
         Finding("workspace", True, str(workspace.root)),
         Finding("disk", free > DISK_NEEDED, f"{free / 1e9:.0f} GB free, {DISK_NEEDED / 1e9:.0f} GB wanted"),
     ]
-    from iar_study.tracking.store import check_store, store_uri
+    from iar_study.tracking.store import check_store, shown, store_uri
 
     uri = store_uri(workspace)
     try:
@@ -113,11 +114,11 @@ def _workspace() -> list[Finding]:
     except InputError as error:
         return [*findings, Finding("store", False, str(error))]
     if uri != f"sqlite:///{workspace.store}":
-        return [*findings, Finding("store", True, f"{uri} (MLFLOW_TRACKING_URI)")]
+        return [*findings, Finding("store", True, f"{shown(uri)} (MLFLOW_TRACKING_URI)")]
     if not workspace.store.exists():
         return [*findings, Finding("store", True, f"{uri} (made by the first run)")]
     try:
-        with sqlite3.connect(f"file:{workspace.store}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"{workspace.store.as_uri()}?mode=ro", uri=True)) as connection:
             (runs,) = connection.execute("SELECT COUNT(*) FROM runs").fetchone()
     except sqlite3.Error as error:
         return [*findings, Finding("store", False, f"{workspace.store} is no MLflow store ({error}); move it away")]

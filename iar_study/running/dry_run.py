@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from iar_study.config import ClusteringConfig, TrialConfig
+from iar_study.config import ClusteringConfig, TrialConfig, times_of
 from iar_study.data.images import absent
 from iar_study.pipeline.stages import NotMade, Shared, Stages, check, stages_of
 from iar_study.pipeline.trial import Training, Trial, trial_of
@@ -16,6 +16,7 @@ from iar_study.running.needs import same_trial
 from iar_study.storage import read_json
 from iar_study.study.checks import asked
 from iar_study.study.study import Profile, Study
+from iar_study.training.kept_weights import lacking
 from iar_study.training.processes import n_processes
 
 State = Literal["finished", "diverged", "running", "goes on", "trained", "new", "unknown"]
@@ -153,10 +154,18 @@ def _found(
     step = max((int(path.stem) for path in trained.glob("checkpoints/*.json")), default=0)
     # In this order: one that ends meanwhile is finished.
     running = is_running(folder)
-    trained_already = trained != folder and ending(trained) != ""
+    trained_already = isinstance(trial, Trial) and _is_trained(trial, trained)
     begun: State = "goes on" if step else "trained" if trained_already else "new"
     state: State = ending(folder) or ("running" if running else begun)
     return FoundTrial(name, seed, state, step if state == "goes on" else 0, trial.hash, same_as, also)
+
+
+def _is_trained(trial: Trial, trained: Path) -> bool:
+    """Whether all that is to be measured of a training is there; of samples, their tokens may be."""
+    whole, config = trial.kind == "training", trial.config
+    wanted = times_of(config.train.steps, config.train.kept if whole else 1)
+    drawn = not whole and any(trained.glob(f"tokens-{config.train.steps:09d}-*"))
+    return ending(trained) == "diverged" or drawn or (ending(trained) != "" and not lacking(trained, wanted))
 
 
 def _look_for(stages: Stages, missing: bool) -> list[tuple[str, Path | None, bool]]:

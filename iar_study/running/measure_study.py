@@ -19,6 +19,7 @@ from iar_study.running.needs import plural
 from iar_study.running.runner import Outcome, Progress, first_to_prepare, in_first, run_all, run_together
 from iar_study.storage import write_json
 from iar_study.study.checks import check_settings
+from iar_study.training.kept_weights import weights_file
 from iar_study.training.processes import n_processes
 
 MAY_CHANGE = tuple(f"evaluation.{name}" for name in ("extractor", "metrics", "samples", "reference", "image_size"))
@@ -80,7 +81,10 @@ def measure_study(
 
 def _finished(manifest: Mapping[str, Any], workspace: Workspace) -> list[Mapping[str, Any]]:
     """Return the trials of a manifest that have finished; raise `InputError` where none has."""
-    finished = [trial for trial in manifest["trials"] if ending(workspace.trials / trial["hash"]) == "finished"]
+    endings = {trial["hash"]: ending(workspace.trials / trial["hash"]) for trial in manifest["trials"]}
+    finished = [trial for trial in manifest["trials"] if endings[trial["hash"]] == "finished"]
+    if not finished and all(endings.values()):
+        raise InputError(f"every trial of study {manifest['study']!r} diverged; there is nothing to measure")
     if not finished:
         name = manifest["study"]
         raise InputError(f"no trial of study {name!r} is finished yet; `iar-study run {name}` goes on with them")
@@ -99,7 +103,7 @@ def _prepare(
     finished = _finished(manifest, workspace)
     with first_to_prepare(workspace, display):
         carry_over(workspace)
-        asked = [_asked(trial, workspace, display, settings) for trial in finished]
+        asked = [_asked(trial, manifest, workspace, display, settings) for trial in finished]
         distinct = list({each.measured.hash: each.measured for each in asked}.values())
         pending = [trial for trial in distinct if not is_finished(trial.folder(workspace.trials))]
         _check_there(pending, workspace)
@@ -107,15 +111,26 @@ def _prepare(
     return len(distinct), pending
 
 
-def _asked(trial: Mapping[str, Any], workspace: Workspace, display: Display, settings: Mapping[str, Any]) -> Asked:
+def _asked(
+    trial: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    workspace: Workspace,
+    display: Display,
+    settings: Mapping[str, Any],
+) -> Asked:
     record = read_record(workspace.trials / trial["hash"])
     config = with_settings(config_of(record), settings)
     check_settings(config, "sampling")
     check(config)
     shared = stages_of(config, workspace, display.update).shared()
     measured = trial_of(trial["arm"], trial["seed"], config, shared, "sampling", workspace)
-    before = record["inputs"].get("reference")
-    if before and measured.shared.digests.get("reference") != before:
+    folders = [
+        trial["hash"],
+        *(each["hash"] for each in manifest.get("measured", []) if each["trial"] == trial["hash"]),
+    ]
+    told = [read_record(path) for name in folders if is_finished(path := workspace.trials / name)]
+    before = {each["inputs"]["reference"] for each in told if "reference" in each["inputs"]}
+    if before - {shared.digests.get("reference")}:
         raise InputError(
             f"trial {trial['hash']} was measured against another reference, and a metric's name does not tell which; "
             f"make it an arm of a study"
@@ -141,7 +156,9 @@ def _remember(workspace: Workspace, name: str, asked: list[Asked]) -> None:
     known = {(each["trial"], each["hash"]): each for each in [*manifest.get("measured", []), *new]}
     products = {product for each in asked for product in each.measured.shared.products}
     trainings = {each.measured.training.hash for each in asked if each.measured.training}
-    manifest["measured"] = list(known.values())
+    # What was begun, and could not be measured, is begun anew only if it is asked for again.
+    done = [each for each in known.values() if each in new or is_finished(workspace.trials / each["hash"])]
+    manifest["measured"] = done
     manifest["products"] = sorted({*manifest["products"], *products})
     manifest["trainings"] = sorted({*manifest.get("trainings", ()), *trainings})
     write_json(workspace.studies / f"{name}.json", manifest)
@@ -152,7 +169,6 @@ def _check_there(trials: list[Trial], workspace: Workspace) -> None:
     if not trials:
         return
     from iar_study.pipeline.drawing import enough_kept  # here: it brings torch
-    from iar_study.training.train_gpt import weights_file
 
     missing = []
     for trial in trials:
@@ -164,5 +180,6 @@ def _check_there(trials: list[Trial], workspace: Workspace) -> None:
         others = " and others" * (len(missing) > 1)
         raise InputError(
             f"of {plural(len(missing), 'training')} neither the weights nor {trials[0].config.evaluation.samples:,} "
-            f"samples are here ({missing[0]}{others}): ask for fewer samples, or run the study again"
+            f"samples are here ({missing[0]}{others}): ask for fewer samples, or train here: `iar-study run ... --set "
+            f"evaluation.samples={trials[0].config.evaluation.samples}`"
         )

@@ -27,7 +27,7 @@ from iar_study.data.picture_sets import PictureSet, open_pictures, write_npz
 from iar_study.errors import InputError, listed, nearest
 from iar_study.evaluation.evaluators import Evaluators, load_evaluators
 from iar_study.evaluation.feature_parts import FeatureParts, reference_of
-from iar_study.evaluation.features import Extractor, Seen, extract_all, load_extractor, with_channels
+from iar_study.evaluation.features import BATCH, Extractor, Seen, extract_all, load_extractor, with_channels
 from iar_study.evaluation.fidelity import (
     Estimate,
     Gaussian,
@@ -180,7 +180,7 @@ def export_samples(
     tokenizer = found.tokenizer(workspace)
     with _parts(path) as parts:
         tokens = found.tokens(count, parts, show)
-        side = found.described["data"]["image_size"]
+        side = found.config.evaluation.image_size or found.described["data"]["image_size"]
         labels = sampled_classes(found.asked(count), found.classes)
         write_npz(path, _decode(found, tokenizer, tokens, show), count, (side, side, 3), labels)
     return open_pictures(path)
@@ -201,10 +201,12 @@ def spans(measured: int, count: int, at_once: int) -> list[tuple[int, int]]:
 
 def _decode(found: FinishedTrial, tokenizer: Tokenizer, tokens: np.ndarray, show: Any) -> Iterator[np.ndarray]:
     """Give the pictures, uint8 (b, H, W, 3), of tokens (n, T), decoded together as the trial did."""
-    count = len(tokens)
+    count, how = len(tokens), found.config.evaluation
     at_once = max(1, DECODED_AT_ONCE // (tokens.shape[1] * tokenizer.patch**2))
-    for first, end in spans(found.config.evaluation.samples, count, at_once):
-        yield with_channels(next(decoded(tokenizer, tokens[first:end], at_once)), 3)
+    if how.reference:
+        at_once = BATCH  # they went to the extractor as they were decoded
+    for first, end in spans(how.samples, count, at_once):
+        yield with_channels(next(decoded(tokenizer, tokens[first:end], at_once, size=how.image_size)), 3)
         show("decoding", min(end, count), count)
 
 

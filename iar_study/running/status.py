@@ -51,7 +51,9 @@ def status_of(workspace: Workspace, study: str) -> list[Status]:
                 steps = config["tokenizer.codebook_size"] - 1 if near else config["train.steps"]
                 journal = read_journal(folder / "journal.jsonl")
                 step = journal[-1]["step"] if journal else 0
+        running = is_running(folder)  # in this order: one that ends meanwhile has ended
+        with suppress(InputError, OSError):
             ended = ending(folder)
-        state = (ended != "", step, steps, ended == "diverged", is_running(folder))
+        state = (ended != "", step, steps, ended == "diverged", running)
         found.append(Status(trial["arm"], trial["seed"], *state))
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,8 +235,9 @@ class Tracker:
 
     @property
     def page(self) -> str:
-        """Address of the page that the study's runs lie below, "" without a server."""
-        return f"{self.uri.rstrip('/')}/#/experiments/{self.experiment}/runs" if self.uri.startswith("http") else ""
+        """Address of the page that the study's runs lie below, without user and password; "" without a server."""
+        server = re.sub(r"(?<=://)[^/@]*@", "", self.uri).rstrip("/")
+        return f"{server}/#/experiments/{self.experiment}/runs" if self.uri.startswith("http") else ""
 
     def _search(self, query: str) -> list[Run]:
         """Return the runs that match, the oldest first."""

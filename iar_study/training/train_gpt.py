@@ -25,6 +25,7 @@ from iar_study.generators.gpt import GPT, make_generator
 from iar_study.storage import save_arrays
 from iar_study.training.checkpoint import Checkpoints, CheckpointTensors
 from iar_study.training.journal import Journal
+from iar_study.training.kept_weights import weights_file
 from iar_study.training.objective import Objective, cluster_weight
 from iar_study.training.parallel import first_of, gathered, launch, local, prepare_blocks, spread_like
 from iar_study.training.progress import Losses, Pace
@@ -73,11 +74,6 @@ def make_optimizer(model: GPT, config: TrainConfig, fused: bool = True) -> torch
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
-
-
-def weights_file(folder: Path, step: int) -> Path:
-    """Return where a training keeps the weights that it had after so many steps."""
-    return folder / f"weights-{step:09d}.safetensors"
 
 
 def settle_torch(config: TrialConfig) -> None:

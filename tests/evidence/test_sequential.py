@@ -127,3 +127,10 @@ def test_the_spread_between_draws_widens_the_interval_and_each_draw_counts_alike
 def test_a_plan_that_cannot_be_followed_is_refused(settings):
     with pytest.raises(InputError, match="a plan"):
         Plan(**{"profile": "full", "arm": "iar", "metric": "fd", "looks": (5, 9), **settings})
+
+
+@pytest.mark.parametrize("looks", [(2, 60), (2, 100)])
+def test_a_first_look_at_few_of_many_pairs_decides_next_to_nothing(looks):
+    first, last = levels(looks, 0.05, two_sided=True)
+    assert 0 < first < 1e-20
+    assert last == pytest.approx(0.05)

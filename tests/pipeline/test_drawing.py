@@ -60,7 +60,7 @@ def test_weights_that_were_not_kept_are_named(tmp_path: Path) -> None:
     config = with_settings(make_config(), {"train.kept": 2, "tokenizer.codebook_size": 16})
     train_gpt(config, make_codes(), CLUSTERS, tmp_path)
     assert load_model(tmp_path, config, 2, 3, 40).n_parameters() > 0
-    with pytest.raises(InputError, match=r"no weights of step 10: its weights were kept after steps 20, 40; change tr"):
+    with pytest.raises(InputError, match=r"no weights of step 10: its weights were kept after steps 20, 40; run its"):
         load_model(tmp_path, config, 2, 3, 10)
     with pytest.raises(InputError, match=r"no weights of step 10: none of its weights are here"):
         load_model(tmp_path / "none", config, 2, 3, 10)

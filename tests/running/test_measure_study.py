@@ -17,6 +17,7 @@ from iar_study.pipeline import attempt, drawing
 from iar_study.pipeline.carried_over import OLD_WEIGHTS
 from iar_study.pipeline.workspace import Workspace
 from iar_study.running.display import Display
+from iar_study.running.dry_run import look
 from iar_study.running.measure_study import measure_study
 from iar_study.running.runner import run_study
 from iar_study.storage import load_arrays, read_json, write_json
@@ -102,6 +103,10 @@ def test_three_evaluators_are_put_on_the_same_samples(workspace, monkeypatch, ca
     after = drawn(workspace)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
+    for page in ("index.md", "index.html"):
+        text = (workspace.reports / "components" / page).read_text()
+        assert "Measured later" in text
+        assert all(f"FD ({name}-" in text for name in ("pixels", "rows", "columns"))
     capsys.readouterr()
     assert main(["measure", "components", "--evaluators", names[0], "--executor", "here"]) == 0
     assert "2 found measured" in capsys.readouterr().err
@@ -237,6 +242,37 @@ def test_two_processes_measure_together(workspace, tmp_path, monkeypatch):
     assert forked.exit_code(forked.start_two(run_command, *MEASURED_ELSEWHERE[:3], "300")) == 0
     here, there = load_results(workspace, "components").final, load_results(Workspace(copy), "components").final
     assert here.equals(there)
+
+
+def test_weights_that_were_not_kept_or_are_gone_are_trained_again_to_the_same_bits(done, tmp_path, monkeypatch):
+    """At another number of times, where no point of the journal is; with files gone; and the dry run says so first."""
+    shutil.copytree(done.root, tmp_path / "copy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = Workspace(tmp_path / "copy")
+    study, profile = load_study(workspace.experiments, "components"), load_profile(workspace.experiments, "smoke")
+    before = {path: path.read_bytes() for path in workspace.trainings.glob("*/weights-*")}
+
+    def states(**settings):
+        asked = look(study, profile, workspace, seeds=[0], arms=["iar"], settings={**SMALL, **settings})
+        return [trial.state for trial in asked.trials]
+
+    assert states(**{"evaluation.guidance": 1.5}) == ["trained", "trained"]
+    thrice = {"train.kept": 3, "train.log_every": 7}
+    assert states(**thrice) == ["new", "new"]
+    run(workspace, **thrice)
+    results = load_results(workspace, "components")
+    assert set(results.curves[results.curves.metric == "val/token_nll"].step) == {6, 13, 20}
+    assert {path: path.read_bytes() for path in before} == before
+    for path in [*before, *workspace.trainings.glob("*/journal.jsonl")]:
+        path.unlink()
+    with pytest.raises(InputError, match=r"train here: `iar-study run \.\.\. --set evaluation\.samples=300`"):
+        measure(workspace, samples=300)
+    run(workspace, **{"evaluation.samples": 300})
+    assert {path: path.read_bytes() for path in before} == before
+    for path in workspace.trainings.glob("*/journal.jsonl"):
+        path.unlink()
+    run(workspace, **{"evaluation.guidance": 1.5})  # the weights are here, and are measured without a journal
+    assert load_results(workspace, "components").final["metric"].str.startswith("fd/set-").any()
 
 
 def make_old(workspace: Workspace) -> None:

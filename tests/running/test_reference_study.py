@@ -101,7 +101,7 @@ def test_from_llamagens_codes_to_a_verdict_on_images_killed_twice(root, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     workspace = Workspace(root)
     given = [*ARGUMENTS, *SETTINGS]
-    for moment in ("cache/.reference*/*.safetensors", "trials/*/progress/features-*/*.safetensors"):
+    for moment in ("cache/.reference*/*.safetensors", "trials/*/progress/*/features/*.safetensors"):
         process = forked.start(command, root, *given, "--executor", "here")
         while process.is_alive() and not list((root / "runs").glob(moment)):
             time.sleep(0.001)

@@ -16,15 +16,9 @@ from iar_study.evaluation.metrics import METRICS
 from iar_study.generators.sampling import generate
 from iar_study.storage import load_arrays
 from iar_study.training.journal import read_journal
+from iar_study.training.kept_weights import weights_file
 from iar_study.training.progress import Diverged
-from iar_study.training.train_gpt import (
-    initial_model,
-    learning_rate,
-    noise_seed,
-    original_order,
-    train_gpt,
-    weights_file,
-)
+from iar_study.training.train_gpt import initial_model, learning_rate, noise_seed, original_order, train_gpt
 from tests.training.small import curves, train
 
 CLUSTERS = Rearrangement.from_labels(np.random.default_rng(1).permutation(16) % 4)
