@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from iar_study.errors import InputError
+
+if TYPE_CHECKING:
+    from iar_study.pipeline.workspace import Workspace
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
@@ -84,10 +88,8 @@ def _warnings_in_log() -> Iterator[None]:
     def write(
         message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
-        from iar_study.pipeline.workspace import Workspace
-
         told = warnings.formatwarning(message, category, filename, lineno, line)
-        with suppress(InputError, OSError), open(Workspace.find().warnings, "a", encoding="utf-8") as log:
+        with suppress(InputError, OSError), open(_workspace().warnings, "a", encoding="utf-8") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told}")
 
     with warnings.catch_warnings():
@@ -447,13 +449,19 @@ def _add_orders(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--between", default=default, metavar="O", help=f"order of the clusters: {text}")
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _workspace() -> Workspace:
+    """Return the workspace that the command is called in."""
     from iar_study.pipeline.workspace import Workspace
+
+    return Workspace.find()
+
+
+def _list(arguments: argparse.Namespace) -> int:
     from iar_study.reporting.registry_text import registry_text, study_text
     from iar_study.running.estimate import estimate
     from iar_study.study.study import load_profile, load_profiles, load_studies, load_study
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     asked = load_study(workspace.experiments, arguments.study) if arguments.study else None
     profile = load_profile(workspace.experiments, _profile(arguments, asked))
     profiles = list(load_profiles(workspace.experiments).values())
@@ -467,10 +475,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.study.study import load_profile, load_studies, load_study
 
-    workspace, every = replace(Workspace.find(), again=arguments.again), arguments.study == "all"
+    workspace, every = replace(_workspace(), again=arguments.again), arguments.study == "all"
     if every:
         studies = [study for study in load_studies(workspace.experiments).values() if not study.plan]
     else:
@@ -505,7 +512,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _until_decided(
-    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
+    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Workspace
 ) -> int:
     """Run a planned study look by look, until one of them decides or the last is taken."""
     if study.plan is None or arguments.study == "all":
@@ -577,7 +584,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _dry_run(
-    arguments: argparse.Namespace, studies: list[Any], profile: Any, settings: dict[str, Any], workspace: Any
+    arguments: argparse.Namespace, studies: list[Any], profile: Any, settings: dict[str, Any], workspace: Workspace
 ) -> int:
     from iar_study.reporting.dry_run_text import dry_run_text
     from iar_study.running.dry_run import look
@@ -608,7 +615,7 @@ def _dry_run(
 
 
 def _run_study(
-    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Any
+    arguments: argparse.Namespace, study: Any, profile: Any, settings: dict[str, Any], workspace: Workspace
 ) -> int:
     from iar_study.reporting.provisional import Provisional
     from iar_study.running.display import Display
@@ -653,12 +660,11 @@ MEASURED = ("samples", "reference", "image_size")
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.running.display import Display
     from iar_study.running.measure_study import measure_study
     from iar_study.study.checks import check_executor
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     check_executor(arguments.executor, arguments.address)
     settings: dict[str, Any] = {f"evaluation.{key}": getattr(arguments, key) for key in MEASURED}
     settings = {key: value for key, value in settings.items() if value is not None}
@@ -680,7 +686,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _tell_measured(study: str, workspace: Any) -> None:
+def _tell_measured(study: str, workspace: Workspace) -> None:
     """Add what was measured to MLflow and to the report."""
     from iar_study.reporting.unchanged import write_changed
     from iar_study.tracking.tracker import StoreError, fill_in
@@ -694,13 +700,12 @@ def _tell_measured(study: str, workspace: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.reporting.needs_text import needs_text
     from iar_study.running.needs import find_needs
     from iar_study.study.checks import check_effects
     from iar_study.study.study import load_profile, load_study
 
-    workspace, settings = Workspace.find(), _settings(arguments)
+    workspace, settings = _workspace(), _settings(arguments)
     study = load_study(workspace.experiments, arguments.study)
     profile = load_profile(workspace.experiments, _profile(arguments, study))
     check_effects([study], profile, arguments.arms, settings, arguments.gpus)
@@ -738,9 +743,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
-
-    workspace, path = Workspace.find(), arguments.csv or arguments.parquet
+    workspace, path = _workspace(), arguments.csv or arguments.parquet
     if arguments.curves and not path:
         raise InputError("--curves is for a tidy table: give --csv F or --parquet F too")
 
@@ -758,16 +761,13 @@ def _results(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.evidence.claims import load_claims
     from iar_study.evidence.comparison import compare_stores
     from iar_study.evidence.export import open_store
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.reporting.comparison_text import comparison_text, export_comparison
     from iar_study.reporting.tables import HEADLINE
 
-    claims = load_claims(Workspace.find().experiments)
+    claims = load_claims(_workspace().experiments)
     with open_store(Path(arguments.a)) as a, open_store(Path(arguments.b)) as b:
         found = compare_stores(a, b, claims, HEADLINE, arguments.study)
     if arguments.csv != "-":
@@ -781,10 +781,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _cache(arguments: argparse.Namespace) -> int:
     from iar_study.pipeline.cache import find_product, list_cache, prune, unused
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.reporting.cache_text import cache_text, counted, product_text, unused_text
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     if arguments.yes and not arguments.prune:
         raise InputError("--yes goes with --prune")
     if arguments.prune and arguments.product:
@@ -802,11 +801,9 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+    from iar_study.pipeline.workspace import studies_made, studies_run
 
-    from iar_study.pipeline.workspace import Workspace, studies_made, studies_run
-
-    workspace = Workspace.find()
+    workspace = _workspace()
     name = None if arguments.study in (None, "all") else arguments.study
     if arguments.check and arguments.watch:
         raise InputError("--check compares what is there, --watch writes; give one of them")
@@ -845,12 +842,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.evidence.export import export
-    from iar_study.pipeline.workspace import Workspace, studies_run
+    from iar_study.pipeline.workspace import studies_run
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     studies = arguments.studies or studies_run(workspace)
     trials = export(workspace, studies, Path(arguments.output), arguments.inputs)
     size = os.stat(arguments.output).st_size
@@ -859,25 +854,19 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.evidence.export import take_in
-    from iar_study.pipeline.workspace import Workspace
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     new, had = take_in(Path(arguments.store), workspace)
     print(f"{workspace.root}: {new} trials added, {had} were here; `iar-study sync` shows them in MLflow")
     return 0
 
 
 def _export_samples(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.running.display import Display
     from iar_study.running.samples import export_samples
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     with Display() as display:
         drawn = export_samples(workspace, arguments.trial, Path(arguments.npz), arguments.samples, display)
     print(f"{drawn.source}: {drawn.count} images of {drawn.height} x {drawn.width} pixels with their classes")
@@ -885,13 +874,10 @@ def _export_samples(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.running.display import Display
     from iar_study.running.samples import evaluate_samples
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     with Display() as display:
         evaluation = evaluate_samples(
             Path(arguments.samples),
@@ -907,8 +893,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.data.encoding import extract_codes
     from iar_study.running.display import Display
     from iar_study.tokenizers.given import load_tokenizer
@@ -935,8 +919,6 @@ def _encode(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.data.llamagen_codes import pack_codes
     from iar_study.running.display import Display
 
@@ -955,8 +937,6 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _rearrange(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.codebook import Codebook
     from iar_study.codebook.analysis import rearrange
     from iar_study.running.display import Display
@@ -987,8 +967,6 @@ def _rearrange(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from iar_study.codebook import STRATEGIES, Codebook
     from iar_study.codebook.analysis import compare_strategies, judge, load_tokens, summary
     from iar_study.codebook.rearrangement import load_rearrangement
@@ -1027,11 +1005,10 @@ def table(facts: Any) -> str:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.tracking.tracker import StoreError, fill_in
 
     try:
-        filled = fill_in(Workspace.find(), arguments.study)
+        filled = fill_in(_workspace(), arguments.study)
     except StoreError as error:
         print(f"iar-study: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -1042,10 +1019,9 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from iar_study.pipeline.workspace import Workspace
     from iar_study.tracking.store import check_store, store_uri
 
-    workspace = Workspace.find()
+    workspace = _workspace()
     check_store(store_uri(workspace))
     if store_uri(workspace) == f"sqlite:///{workspace.store}" and not workspace.store.exists():
         raise InputError(f"no runs yet: {workspace.store} is made by `iar-study run`")
