@@ -135,12 +135,17 @@ class Results:
         return find_metric(name, own) or find_metric(name, self.final["metric"])
 
     @property
+    def seeds(self) -> list[int]:
+        """The seeds that were asked for."""
+        return sorted({*self.final["seed"], *self.missing["seed"]})
+
+    @property
     def draws(self) -> dict[int, int] | None:
         """Each seed's draw of tokenizer and classifier, where a plan draws them."""
         if self.plan is None or self.plan["draws"] == 1:
             return None
         plan = plan_of(self.plan)
-        return {seed: plan.draw(seed) for seed in {*self.final["seed"], *self.missing["seed"]}}
+        return {seed: plan.draw(seed) for seed in self.seeds}
 
     @property
     def baselines(self) -> dict[str, str]:

@@ -34,7 +34,6 @@ from iar_study.reporting.tables import (
     headline,
     later_table,
     plan_table,
-    seeds_of,
     target_tables,
     verdict_rows,
 )
@@ -120,7 +119,7 @@ def _scale_in_short(results: Results) -> str:
     # "28 x 28 pixels, 1 channel" and "GPT, 0.28 M weights: 4 layers, ..." are told in full further down.
     size = str(scale.get("image size", "image size not stated")).partition(",")[0]
     model = str(scale["model"]).partition(":")[0] if "model" in scale else "no GPT"
-    parts = [size, model, plural(len(seeds_of(results)), "seed")]
+    parts = [size, model, plural(len(results.seeds), "seed")]
     if len(results.missing):
         asked = len(pd.concat([results.final, results.missing])[["arm", "seed"]].drop_duplicates())
         counts = results.missing["status"].value_counts().sort_index()

@@ -101,11 +101,6 @@ def _rows(table: pd.DataFrame) -> dict[Any, pd.Series]:
     return dict(table.iterrows())
 
 
-def seeds_of(results: Results) -> list[int]:
-    """Return the seeds that were asked for."""
-    return sorted({*results.final["seed"], *results.missing["seed"]})
-
-
 def ending(status: str, step: float) -> str:
     """Say how a missing trial ended, and where.
 
@@ -150,7 +145,7 @@ def _mean(row: pd.Series, digits: int) -> str:
 
 def _cell(results: Results, row: pd.Series, key: str) -> dict[str, str]:
     """Return what a table shows of one arm in one metric."""
-    about, asked = metric_named(key), len(seeds_of(results))
+    about, asked = metric_named(key), len(results.seeds)
     notes = [f"{row['n']} of {asked} seed{'s' * (asked != 1)}"] if row["n"] < asked else []
     notes += [f"{row['not_finite']} not finite"] if row["not_finite"] else []
     compared = row["finding"] != "baseline" and row["pairs"]
@@ -224,7 +219,7 @@ def design_tables(results: Results) -> list[dict[str, Any]]:
     """Return, for each headline metric, what the seeds allow one to say of every arm, and could have shown."""
     tables = []
     for metric, key in headline(results):
-        if key is None or len(seeds_of(results)) < 2:
+        if key is None or len(results.seeds) < 2:
             continue
         rows = []
         differences = paired_differences(results.final, key, results.baselines, results.compared)
@@ -282,7 +277,7 @@ def target_tables(results: Results) -> list[dict[str, Any]]:
         curves = results.curves[(results.curves["metric"] == key) & ended]
         if results.kind != "training" or key is None or metric.better is None or curves["step"].nunique() < 2:
             continue
-        asked = len(seeds_of(results))
+        asked = len(results.seeds)
         rows = []
         for arm, row in time_to_target(curves, key, results.baselines, list(results.arms)).iterrows():
             millions = row[["mean", "low", "high"]] * results.tokens_per_step / 1e6

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from iar_study.errors import InputError
 from iar_study.evidence.claims import Claim, Past
@@ -21,7 +20,6 @@ from iar_study.evidence.comparison import (
     compare_arms,
     compare_stores,
     relative_difference,
-    welch,
 )
 from iar_study.evidence.results import Results
 from iar_study.evidence.rules import Better
@@ -280,24 +278,6 @@ def test_a_store_agrees_with_itself_whatever_its_values(x):
     found = compare(results, results, [NLL])
     assert not found.disagreements
     assert found.arms["finding"].tolist() == ["baseline", SAME_TRIALS]
-
-
-spread = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9).filter(lambda x: np.std(x) > 1e-3)
-
-
-@settings(deadline=None)
-@given(spread, spread)
-def test_welch_is_scipys(x, y):
-    peer = stats.ttest_ind(y, x, equal_var=False)
-    interval = peer.confidence_interval()
-    assert welch(x, y) == pytest.approx((np.mean(y) - np.mean(x), interval.low, interval.high, peer.pvalue), rel=1e-6)
-
-
-def test_without_an_effect_welch_finds_one_in_5_percent_of_pairs_at_most():
-    rng = np.random.default_rng(0)
-    for n in (2, 3, 5):
-        p = np.array([welch(*rng.normal(size=(2, n)))[3] for _ in range(1000)])
-        assert (p < 0.05).mean() < 0.07
 
 
 @given(st.floats(), st.floats())
