@@ -6,14 +6,12 @@ processors differ, do not show.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -38,16 +36,19 @@ from iar_study.reporting.figures import (
     DPI,
     FAINT,
     INK,
-    ROOM,
     Drawing,
+    add_bar,
+    add_columns,
     add_titles,
     chart,
+    column_zoom,
+    framed,
+    middles,
     mosaic_of,
-    place,
+    palette,
     plain,
 )
 from iar_study.reporting.illustrations import Illustration
-from iar_study.reporting.near_codes_figures import COLUMN
 from iar_study.reporting.pages import write_pages
 from iar_study.reporting.tables import number
 from iar_study.reporting.unchanged import CODEBOOK
@@ -113,11 +114,8 @@ def similarity_matrix(results: CodebookResults) -> Figure:
             for first, end in pairwise(within):
                 side = end - first
                 row[1].add_patch(Rectangle((first, first), side, side, fill=False, edgecolor="white", linewidth=0.6))
-    bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.6, aspect=28, pad=0.02)
-    bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
-    bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    bar = add_bar(figure, image, panels, MaxNLocator(4), shrink=0.6, aspect=28, pad=0.02)
     bar.set_label("cosine similarity of two codes", fontsize=8, color=INK)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -138,7 +136,7 @@ def codebook_map(results: CodebookResults) -> Figure:
     own = evenly(results.n_clusters, HIGHLIGHTED)
     clusters.scatter(*plane[~np.isin(labels, own)].T, color="#cfcfcf", **dot)
     handles = []
-    for cluster, color, marker in zip(own, _palette(), MARKERS, strict=False):
+    for cluster, color, marker in zip(own, palette(), MARKERS, strict=False):
         look = {**dot, "s": dot["s"] * 2.2, "linewidths": 0.3, "edgecolors": "white"}
         clusters.scatter(*plane[labels == cluster].T, color=color, marker=marker, **look)
         label = f"cluster {cluster}"
@@ -155,11 +153,8 @@ def codebook_map(results: CodebookResults) -> Figure:
     aside.set_axis_off()
     aside.legend(handles=handles, loc="upper left", frameon=False, fontsize=8, handletextpad=0.3, borderaxespad=0)
     aside.annotate(f"this plane: {shares.sum():.0%}\nof the variance", (0, 0), color=FAINT, fontsize=8)
-    bar = figure.colorbar(points, ax=[before, after], location="bottom", shrink=0.6, aspect=28, pad=0.02)
-    bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
-    bar.ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    bar = add_bar(figure, points, [before, after], MaxNLocator(4, integer=True), shrink=0.6, aspect=28, pad=0.02)
     bar.set_label("index", fontsize=8, color=INK, labelpad=1)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -168,7 +163,7 @@ def similarity_within_between(results: CodebookResults) -> Figure:
     found = pair_similarities(results)
     if not len(found["within"]):
         raise InputError(f"no cluster of study {results.study!r} holds two codes: nothing is within one")
-    colors = _palette()
+    colors = palette()
     looks: dict[str, dict[str, Any]] = {
         "within": {"color": colors[0]},
         "between": {"color": INK, "linestyle": (0, (4, 2))},
@@ -203,21 +198,14 @@ def neighbours(results: CodebookResults) -> Figure:
     size = shown.pictures.shape[2]
     gap = max(1, size // 14)
     mosaic = mosaic_of(shown.pictures, gap)
-    zoom = COLUMN / (size + gap)
-    zoom = math.ceil(zoom) if zoom > 1 else min(max(zoom, 0.5), ROOM / mosaic.shape[1])
-    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
     used = [f"{codes[0]}\n{results.use[codes[0]]:,}" for codes in shown.codes]
     margin, edge, head = 30 + 14 * max(len(line) for text in ("code", *used) for line in text.split("\n")), 12, 74
-    total = (margin + width + edge, head + height + edge)
-    figure = Drawing(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
-    axes = place(figure, (margin, head, width, height), mosaic)
-    axes.xaxis.tick_top()
-    axes.tick_params(labelsize=7.8)
-    names = [plain(name).replace(" ", "\n", 1) for name in shown.columns]
-    axes.set_xticks((np.arange(len(names)) + 0.5) * (size + gap) - gap / 2 - 0.5, names)
-    corner = ((margin - 14) / total[0], 1 - 10 / total[1])
+    figure, axes = framed(mosaic, column_zoom(size + gap, mosaic), margin, head, edge, edge)
+    add_columns(axes, shown.columns, size, gap)
+    width, height = figure.get_size_inches() * DPI
+    corner = ((margin - 14) / width, 1 - 10 / height)
     figure.text(*corner, "code,\nuses", fontsize=7.8, color=FAINT, ha="right", va="top")
-    axes.set_yticks((np.arange(len(used)) + 0.5) * (size + gap) - gap / 2 - 0.5, used)
+    axes.set_yticks(middles(len(used), size, gap), used)
     patch = size / shown.places.shape[1]
     for row, places in enumerate(shown.places):
         first = np.array([0, row * (size + gap)]) - 0.5
@@ -244,7 +232,7 @@ def usage(results: CodebookResults) -> Figure:
         raise InputError(f"no code of study {results.study!r} is used: there is nothing to draw")
     share = living / living.sum()
     perplexity = np.exp(-np.sum(share * np.log(share)))
-    axes.stairs(share, np.arange(len(living) + 1), color=_palette()[0], linewidth=1.6, baseline=None)
+    axes.stairs(share, np.arange(len(living) + 1), color=palette()[0], linewidth=1.6, baseline=None)
     axes.axhline(1 / len(use), color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)))
     axes.annotate("if all were equal", (1, 1 / len(use)), (-4, 4), ("axes fraction", "data"), "offset points")
     axes.texts[-1].set(ha="right", fontsize=8, color=FAINT)
@@ -275,7 +263,7 @@ def contrast(results: CodebookResults, other: np.ndarray | None = None, name: st
     tables = {"this codebook": results.codebook.points}
     if other is not None:
         tables[plain(name) or "the other table"] = other
-    blue, orange, *_ = _palette()
+    blue, orange, *_ = palette()
     figure, axes = chart(WIDTH, 3.3)
     looks = ((blue, (0, (4, 2))), (orange, (0, (1, 1.2))))
     for (label, table), (color, dashes) in zip(tables.items(), looks, strict=False):
@@ -291,11 +279,6 @@ def contrast(results: CodebookResults, other: np.ndarray | None = None, name: st
     add_titles(axes, "Similarity of the r-th nearest code", "mean over codes; shuffled: each dimension by itself")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.2, handlelength=2.2)
     return figure
-
-
-def _palette() -> list[Any]:
-    # Without grey (that of the others) and yellow (too faint on white).
-    return [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]
 
 
 def conclusion(results: CodebookResults) -> str:

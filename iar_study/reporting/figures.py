@@ -6,6 +6,8 @@ Figures are made without pyplot, so nothing global changes and nothing stays ope
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from io import BytesIO
 from itertools import cycle
 from textwrap import fill
@@ -15,6 +17,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -33,6 +37,8 @@ from iar_study.evidence.statistics import (
 DPI = 200
 ROOM = 2600
 """Pixels that a figure of pictures may be wide."""
+COLUMN = 90
+"""Pixels that a column of pictures is wide at least: room for the longest word above it."""
 INK, FAINT, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BASELINE_COLOR = "#333333"
 BASELINE_GREYS = ("#333333", "#6e6e6e", "#8f8f8f", "#adadad")
@@ -53,11 +59,14 @@ class Drawing(Figure):
         return png.getvalue(), {"width": width, "height": height}
 
 
+def palette() -> list[Any]:
+    """Return colour-blind-safe colours, without grey (that of baselines) and yellow (too faint on white)."""
+    return [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]
+
+
 def arm_colors(results: Results) -> dict[str, Any]:
     """Return arm -> colour, the same in every figure: greys for baselines, colour-blind-safe for the others."""
-    # Without the palette's grey (too near the baseline) and yellow (too faint on white).
-    palette = [color for i, color in enumerate(sns.color_palette("colorblind")) if i not in (7, 8)]
-    colors, greys = cycle(palette), cycle(BASELINE_GREYS[1:])
+    colors, greys = cycle(palette()), cycle(BASELINE_GREYS[1:])
     return {
         arm: BASELINE_COLOR if arm == results.baseline else next(colors if arm in results.compared else greys)
         for arm in results.arms
@@ -93,6 +102,22 @@ def chart(width: float, height: float) -> tuple[Figure, Axes]:
 def add_titles(axes: Axes, title: str, note: str) -> None:
     axes.annotate(title, (0, 1), (0, 20), "axes fraction", "offset points", color=INK, fontsize=10.5, weight="bold")
     axes.annotate(note, (0, 1), (0, 8), "axes fraction", "offset points", color=FAINT, fontsize=8)
+
+
+def add_band(axes: Axes, values: pd.DataFrame, color: Any) -> None:
+    """Shade the 95% interval of each row, a column a seed, over the rows' index."""
+    intervals = [mean_interval(row) for row in values.to_numpy()]
+    low, high = [i.low for i in intervals], [i.high for i in intervals]
+    axes.fill_between(values.index, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def add_bar(figure: Figure, image: ScalarMappable, beside: Any, ticks: MaxNLocator, **look: Any) -> Colorbar:
+    """Add the scale of an image's colours below axes, and return it."""
+    bar = figure.colorbar(image, ax=beside, location="bottom", **look)
+    bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
+    bar.ax.xaxis.set_major_locator(ticks)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def _curves_by_arm(results: Results, metric: str) -> dict[str, pd.DataFrame]:
@@ -142,9 +167,7 @@ def curves(results: Results, metric: str, *, differences: bool = False) -> Figur
         look = {"color": colors[arm], **styles[arm]}
         whole = wide.dropna()
         if wide.shape[1] >= BAND_FROM and len(whole) == len(wide):
-            intervals = [mean_interval(row) for row in whole.to_numpy()]
-            low, high = [i.low for i in intervals], [i.high for i in intervals]
-            axes.fill_between(whole.index, low, high, color=colors[arm], alpha=0.15, linewidth=0)
+            add_band(axes, whole, colors[arm])
             banded.append(arm)
         elif wide.shape[1] > 1:
             axes.plot(wide.index, wide.to_numpy(), linewidth=0.7, alpha=0.55, **look)
@@ -322,6 +345,34 @@ def _zoom(pixels: int, room: int) -> float:
     return float(int(zoom)) if zoom >= 1 else zoom
 
 
+def middles(count: int, size: int, gap: int) -> np.ndarray:
+    """Return where the middles of so many pictures of a mosaic lie, in its pixels."""
+    return (np.arange(count) + 0.5) * (size + gap) - gap / 2 - 0.5
+
+
+def framed(mosaic: np.ndarray, zoom: float, left: int, top: int, right: int, bottom: int) -> tuple[Figure, Axes]:
+    """Return a figure of a picture, enlarged, with so many pixels around it."""
+    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
+    total = (left + width + right, top + height + bottom)
+    figure = Drawing(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
+    return figure, place(figure, (left, top, width, height), mosaic)
+
+
+def column_zoom(column: int, mosaic: np.ndarray) -> float:
+    """Return how much to enlarge pictures in columns of so many pixels, so that the words above them have room."""
+    # Whole numbers, as in every figure of pictures, but as large as the words ask for.
+    zoom = COLUMN / column
+    return math.ceil(zoom) if zoom > 1 else min(max(zoom, 0.5), ROOM / mosaic.shape[1])
+
+
+def add_columns(axes: Axes, names: Iterable[str], size: int, gap: int) -> None:
+    """Write a name above each column of pictures."""
+    words = [plain(name).replace(" ", "\n", 1) for name in names]
+    axes.xaxis.tick_top()
+    axes.tick_params(labelsize=7.8)
+    axes.set_xticks(middles(len(words), size, gap), words)
+
+
 def place(figure: Figure, box: tuple[float, float, float, float], picture: np.ndarray) -> Axes:
     """Put a picture at (left, top, width, height) in pixels of the figure."""
     width, height = figure.get_size_inches() * DPI
@@ -359,8 +410,7 @@ def sample_grids(results: Results) -> Figure:
         left, top = margin + (width + space) * column, head + (head + height + foot) * row
         axes = place(figure, (left, top, width, height), mosaic)
         axes.set_title(plain(arm), fontsize=9.5, color=INK, loc="left", pad=5)
-        middles = (np.arange(classes) + 0.5) * (size + gap) - gap / 2 - 0.5
-        axes.set_yticks(middles if column == 0 else [], names if column == 0 else [])
+        axes.set_yticks(middles(classes, size, gap) if column == 0 else [], names if column == 0 else [])
     return figure
 
 
@@ -375,13 +425,9 @@ def nearest_images(pictures: np.ndarray, nearest: np.ndarray, distances: np.ndar
     mosaic = mosaic_of(columns.swapaxes(0, 1), gap)
     names = ["sample", *("nearest" if k == 0 else f"{k + 1}. nearest" for k in range(rows - 1))]
     margin, edge = 40 + 13 * max(map(len, names)), 24
-    zoom = _zoom(mosaic.shape[1], ROOM - margin - edge)
-    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
-    figure = Drawing(figsize=((margin + width + edge) / DPI, (height + 4 * edge) / DPI), dpi=DPI, facecolor="white")
-    axes = place(figure, (margin, edge, width, height), mosaic)
-    axes.set_yticks((np.arange(rows) + 0.5) * (size + gap) - gap / 2 - 0.5, names)
-    middles = (np.arange(len(pictures)) + 0.5) * (size + gap) - gap / 2 - 0.5
-    axes.set_xticks(middles, [f"{distance:.0f}" for distance in distances[:, 0]])
+    figure, axes = framed(mosaic, _zoom(mosaic.shape[1], ROOM - margin - edge), margin, edge, edge, 3 * edge)
+    axes.set_yticks(middles(rows, size, gap), names)
+    axes.set_xticks(middles(len(pictures), size, gap), [f"{distance:.0f}" for distance in distances[:, 0]])
     axes.set_xlabel("distance of the nearest, root mean square of 0 to 255", color=INK, fontsize=8.5)
     return figure
 
@@ -398,11 +444,8 @@ def reconstructions(results: Results) -> Figure:
     gap = max(1, size // 14)
     mosaic = mosaic_of(np.stack(list(shown.values())), gap)
     margin, edge = 40 + 13 * max(map(len, shown)), 24
-    zoom = _zoom(mosaic.shape[1], ROOM - margin - edge)
-    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
-    figure = Drawing(figsize=((margin + width + edge) / DPI, (height + 2 * edge) / DPI), dpi=DPI, facecolor="white")
-    axes = place(figure, (margin, edge, width, height), mosaic)
-    axes.set_yticks((np.arange(len(shown)) + 0.5) * (size + gap) - gap / 2 - 0.5, [plain(name) for name in shown])
+    figure, axes = framed(mosaic, _zoom(mosaic.shape[1], ROOM - margin - edge), margin, edge, edge, edge)
+    axes.set_yticks(middles(len(shown), size, gap), [plain(name) for name in shown])
     return figure
 
 
@@ -438,10 +481,7 @@ def by_position(results: Results, metric: str) -> Figure:
     for axes, title, values, look in looks:
         image = axes.imshow(values, interpolation="nearest", **look)
         axes.set_title(plain(fill(title, 24)), fontsize=8.5, color=INK, loc="left")
-        bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=14, pad=0.04)
-        bar.ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK)
-        bar.ax.xaxis.set_major_locator(MaxNLocator(3))
-        bar.outline.set_visible(False)
+        add_bar(figure, image, axes, MaxNLocator(3), shrink=0.9, aspect=14, pad=0.04)
     figure.suptitle(f"{label} by position", x=0.01, ha="left", fontsize=10.5, weight="bold", color=INK)
     return figure
 

@@ -13,28 +13,25 @@ from matplotlib.ticker import LogLocator, NullLocator
 from iar_study.errors import InputError, nearest
 from iar_study.evaluation.metrics import LIKENESS
 from iar_study.evidence.results import Results
-from iar_study.evidence.statistics import mean_interval, values_by_seed
+from iar_study.evidence.statistics import values_by_seed
 from iar_study.reporting.figures import (
     BAND_FROM,
-    DPI,
     FAINT,
     INK,
-    ROOM,
-    Drawing,
+    add_band,
+    add_columns,
     add_titles,
     arm_colors,
     chart,
+    column_zoom,
+    framed,
     line_styles,
     mosaic_of,
-    place,
     plain,
 )
 
 LINE = 0.18
 """Height of a line of a legend, in inches."""
-
-COLUMN = 90
-"""Pixels that a column of pictures is wide at least: room for the longest word above it."""
 
 
 def distance_curves(results: Results, metric_name: str, paper_rank: int | None = None) -> Figure:
@@ -67,9 +64,7 @@ def distance_curves(results: Results, metric_name: str, paper_rank: int | None =
     curve: dict[str, Any] = {"marker": "o", "markersize": 4, "markeredgewidth": 0, "linewidth": 1.9, "zorder": 4}
     lines = axes.plot(near.index, near.mean(axis="columns"), color=INK, label="r-th nearest code", **curve)
     if seeds >= BAND_FROM:
-        intervals = [mean_interval(values) for values in near.to_numpy()]
-        low, high = [i.low for i in intervals], [i.high for i in intervals]
-        axes.fill_between(near.index, low, high, color=INK, alpha=0.15, linewidth=0)
+        add_band(axes, near, INK)
     elif seeds > 1:
         axes.plot(near.index, near.to_numpy(), color=INK, linewidth=0.7, alpha=0.55)
     lines += [
@@ -124,17 +119,8 @@ def replaced_pictures(results: Results) -> Figure:
     size = first.shape[2]
     gap = max(1, size // 14)
     mosaic = mosaic_of(np.stack(list(shown.values()), axis=1), gap)
-    # Whole numbers, as in every figure of pictures, but as large as the words above the columns ask for.
-    zoom = COLUMN / (size + gap)
-    zoom = math.ceil(zoom) if zoom > 1 else min(max(zoom, 0.5), ROOM / mosaic.shape[1])
-    width, height = round(mosaic.shape[1] * zoom), round(mosaic.shape[0] * zoom)
     edge, head = 12, 74
-    total = (width + 2 * edge, head + height + edge)
-    figure = Drawing(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
-    axes = place(figure, (edge, head, width, height), mosaic)
-    axes.xaxis.tick_top()
-    axes.tick_params(labelsize=7.8)
-    names = [plain(name).replace(" ", "\n", 1) for name in shown]
-    axes.set_xticks((np.arange(len(shown)) + 0.5) * (size + gap) - gap / 2 - 0.5, names)
+    figure, axes = framed(mosaic, column_zoom(size + gap, mosaic), edge, head, edge, edge)
+    add_columns(axes, shown, size, gap)
     axes.set_yticks([])
     return figure

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -91,25 +90,25 @@ def write_paper_page(folder: Path) -> Path:
         "own": [_own(entry) for entry in published.LLAMAGEN],
     }
     figures = {"gains": [_illustration()]}
-    return write_pages(folder / PAPER, "paper", context, figures, digest(rows), {"table-2.csv": _csv(rows)}, made_from)
+    table = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return write_pages(folder / PAPER, "paper", context, figures, digest(rows), {"table-2.csv": table}, made_from)
 
 
 def _table_2() -> list[dict[str, Any]]:
     """Return the cells of Table 2, a pair a row; of one that was not trained, no cells."""
     pairs = {(gain.iar.size, gain.iar.tokens, gain.iar.epochs): gain for gain in published.gains()}
     return [
-        {"tokens": tokens, "size": size, "epochs": epochs, **_pair(pairs.get((size, tokens, epochs)))}
+        {"tokens": tokens, "size": size, "epochs": epochs, "cells": _cells(pairs.get((size, tokens, epochs)))}
         for tokens in TOKENS
         for size in SIZES
         for epochs in EPOCHS
     ]
 
 
-def _pair(gain: Gain | None) -> dict[str, Any]:
+def _cells(gain: Gain | None) -> list[str]:
     if gain is None:
-        return {"cells": []}
-    cells = [*_measures(gain.llamagen), *_measures(gain.iar), f"{gain.fid:.2f}", f"{gain.percent:.1f}%"]
-    return {"cells": cells}
+        return []
+    return [*_measures(gain.llamagen), *_measures(gain.iar), f"{gain.fid:.2f}", f"{gain.percent:.1f}%"]
 
 
 def _measures(entry: Trained | Own, digits: int = 1) -> list[str]:
@@ -140,11 +139,3 @@ def _own(entry: Own) -> dict[str, Any]:
     in_paper = _measures(same[0]) if same else ["\N{EN DASH}"] * len(MEASURES)
     name, guidance = f"{entry.size} {entry.tokens}", str(entry.guidance)
     return {"name": name, "guidance": guidance, "cells": [*_measures(entry, 2), *in_paper]}
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
