@@ -24,7 +24,7 @@ from iar_study.reporting.illustrations import CURVES, findings_in_words, illustr
 from iar_study.reporting.latex import latex_tables
 from iar_study.reporting.pages import as_json, write_pages
 from iar_study.reporting.tables import (
-    VERDICT_COLUMNS,
+    VERDICT,
     comparison,
     comparison_tables,
     comparisons_shown,
@@ -221,7 +221,7 @@ def write_report(
     renews : whether the page loads itself anew in a browser, as while the study runs.
     """
     verdicts = shown(verdicts)
-    judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT_COLUMNS))
+    judged = pd.DataFrame(verdict_rows(verdicts), columns=list(VERDICT))
     return write_pages(
         _target(results, folder),
         "report",

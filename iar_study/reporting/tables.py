@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
@@ -30,26 +30,26 @@ HEADLINE = {
 }
 """The metrics that the conclusion speaks of, by kind of study; a family stands for its key."""
 
-VERDICT_COLUMNS = (
-    "claim",
-    "kind",
-    "sentence",
-    "source",
-    "study",
-    "answer",
-    "counts",
-    "pooled",
-    "evidence",
-    "p",
-    "rows",
-    "alternatives",
-    "rule",
-    "since",
-    "limits",
-    "scale",
-    "command",
-)
-"""Of `verdict_rows`, in order: what verdicts.csv holds even where a study decides no claim."""
+VERDICT: dict[str, Callable[[Verdict], str]] = {
+    "claim": lambda verdict: verdict.claim.name,
+    "kind": lambda verdict: verdict.claim.kind,
+    "sentence": lambda verdict: verdict.claim.sentence,
+    "source": lambda verdict: verdict.claim.source,
+    "study": lambda verdict: verdict.claim.study or "",
+    "answer": lambda verdict: verdict.answer,
+    "counts": lambda verdict: "yes" if verdict.claim.counts else "",
+    "pooled": lambda verdict: verdict.claim.pooled,
+    "evidence": lambda verdict: verdict.evidence,
+    "p": lambda verdict: "" if math.isnan(verdict.p) else repr(verdict.p),
+    "rows": lambda verdict: json.dumps([asdict(row) for row in verdict.rows]),
+    "alternatives": lambda verdict: "\n".join(verdict.alternatives),
+    "rule": lambda verdict: verdict.claim.rule.text(),
+    "since": lambda verdict: verdict.claim.past.text(),
+    "limits": lambda verdict: verdict.claim.limits,
+    "scale": lambda verdict: verdict.scale,
+    "command": lambda verdict: verdict.command,
+}
+"""Column of `verdict_rows` -> what it says; verdicts.csv has them even where a study decides no claim."""
 
 COMPARED: dict[str, dict[str, tuple[str, ...]]] = {
     "training": {
@@ -298,28 +298,7 @@ def target_tables(results: Results) -> list[dict[str, Any]]:
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     """Return the claims with what is said of them, for a table or a CSV file; `rows` is JSON."""
-    return [
-        {
-            "claim": verdict.claim.name,
-            "kind": verdict.claim.kind,
-            "sentence": verdict.claim.sentence,
-            "source": verdict.claim.source,
-            "study": verdict.claim.study or "",
-            "answer": verdict.answer,
-            "counts": "yes" if verdict.claim.counts else "",
-            "pooled": verdict.claim.pooled,
-            "evidence": verdict.evidence,
-            "p": "" if math.isnan(verdict.p) else repr(verdict.p),
-            "rows": json.dumps([asdict(row) for row in verdict.rows]),
-            "alternatives": "\n".join(verdict.alternatives),
-            "rule": verdict.claim.rule.text(),
-            "since": verdict.claim.past.text(),
-            "limits": verdict.claim.limits,
-            "scale": verdict.scale,
-            "command": verdict.command,
-        }
-        for verdict in verdicts
-    ]
+    return [{column: told(verdict) for column, told in VERDICT.items()} for verdict in verdicts]
 
 
 def comparisons_shown(rows: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from iar_study.reporting.illustrations import save
 from iar_study.reporting.pages import markdown
 from iar_study.reporting.report import conclusion, in_short, write_report
 from iar_study.reporting.site import write_index
-from iar_study.reporting.tables import VERDICT_COLUMNS, verdict_rows
+from iar_study.reporting.tables import VERDICT, verdict_rows
 from iar_study.reporting.unchanged import ABOUT
 from iar_study.running.status import Status
 from tests.reporting.made_up import (
@@ -439,7 +439,7 @@ def test_verdicts_csv_holds_what_the_page_tells(report, verdicts):
         rows = list(csv.DictReader(file))
     assert rows == verdict_rows(verdicts)
     first = rows[0]
-    assert tuple(first) == VERDICT_COLUMNS
+    assert list(first) == list(VERDICT)
     assert (first["claim"], first["study"], first["answer"]) == ("iar helps", "components", "better")
     assert first["sentence"] == "It is said: iar helps."
     assert first["evidence"].startswith("iar / baseline, FD (classifier, 2k): \N{MINUS SIGN}14.6% [")
@@ -459,7 +459,7 @@ def test_a_study_that_tests_no_claim_has_no_verdicts(results, tmp_path):
         "What it says of the claims" in text
         for text in (path.read_text().partition("</style>")[2], path.with_suffix(".md").read_text())
     )
-    assert (path.parent / "verdicts.csv").read_text() == ",".join(VERDICT_COLUMNS) + "\n"
+    assert (path.parent / "verdicts.csv").read_text() == ",".join(VERDICT) + "\n"
 
 
 def test_odd_names_are_shown_as_they_are(build, tmp_path):
