@@ -11,7 +11,9 @@ those.
 
 from __future__ import annotations
 
-from iar_study.config import ModelConfig
+from typing import NamedTuple
+
+from iar_study.config import ModelConfig, TrialConfig
 
 FLOAT32 = 4
 """Bytes of a weight, a gradient, a moment."""
@@ -61,6 +63,26 @@ def sampling_flops(model: ModelConfig, vocab_size: int, tokens: int, guided: boo
     weights = model.layers * block_weights(model) + model.width * vocab_size
     pairs = tokens * (tokens + 1) // 2
     return (2 if guided else 1) * (2 * tokens * weights + 4 * model.layers * model.width * pairs)
+
+
+class Flops(NamedTuple):
+    """Operations of a trial: its training, its evaluation on held-out images, and sampling."""
+
+    training: int
+    evaluation: int
+    sampling: int
+
+
+def trial_flops(config: TrialConfig, tokens: int, held_out: int | None = None) -> Flops:
+    """Return the operations of a trial on images of `tokens` tokens; `held_out` : as many held-out images there are."""
+    model, train, evaluation, size = config.model, config.train, config.evaluation, config.tokenizer.codebook_size
+    validated = train.kept * min(evaluation.images, held_out or evaluation.images)
+    drawn = config.sampled_times * evaluation.samples
+    return Flops(
+        train.steps * train.batch_size * training_flops(model, size, tokens, config.parallel.activation_checkpointing),
+        validated * forward_flops(model, size, tokens),
+        drawn * sampling_flops(model, size, tokens, evaluation.guidance != 1),
+    )
 
 
 def checkpoint_bytes(parameters: int, averaged: bool) -> int:

@@ -83,14 +83,14 @@ def _parts(study: Study, profile: Profile, speeds: dict[Any, list[float]]) -> li
     """Return the trials of the first seed; those of the others take as long."""
     base, parts = profile.config, []
     for _, _, config in trial_configs(study, base, None, profile.seeds[:1]):
-        flops = operations(config)
+        flops = sum(operations(config))
         if study.kind == "near-codes":
             parts.append(_Part((study.kind, same_trial(config)), (0.0, 0.0), 0, ""))
             continue
         if study.kind == "sampling":
             trained = replace(config, evaluation=base.evaluation)
-            parts.append(_part(("training", same_trial(trained)), trained, training_operations(trained), speeds))
-            flops = _sampling(config, config.evaluation.samples)
+            parts.append(_part(("training", same_trial(trained)), trained, operations(trained).training, speeds))
+            flops = operations(config).sampling // config.sampled_times
         parts.append(_part((study.kind, same_trial(config)), config, flops, speeds))
     return parts
 
@@ -119,13 +119,9 @@ def _slots(config: TrialConfig) -> int:
     return 1 if config.compute.device == "cuda" else max(1, cores // config.compute.threads)
 
 
-def operations(config: TrialConfig) -> int:
-    """Return the operations of a trial: training, evaluation on held-out images and sampling."""
-    model, train, evaluation = config.model, config.train, config.evaluation
-    size, tokens = config.tokenizer.codebook_size, _tokens(config)
-    evaluated = train.kept * evaluation.images
-    sampling = _sampling(config, config.sampled_times * evaluation.samples)
-    return training_operations(config) + evaluated * cost.forward_flops(model, size, tokens) + sampling
+def operations(config: TrialConfig) -> cost.Flops:
+    """Return the operations of a trial."""
+    return cost.trial_flops(config, _tokens(config))
 
 
 def from_first_steps(configs: Sequence[TrialConfig], rate: float, side_by_side: int) -> tuple[float, float]:
@@ -134,31 +130,18 @@ def from_first_steps(configs: Sequence[TrialConfig], rate: float, side_by_side: 
     rate : operations of training that one trial does in a second, as its first steps tell. What comes later, evaluation
         and sampling, does as many at best, and a `SLOWEST` part of it at worst.
     """
-    all_of_it = sum(map(operations, configs))
-    later = all_of_it - sum(map(training_operations, configs))
+    each = list(map(operations, configs))
+    all_of_it = sum(map(sum, each))
+    later = all_of_it - sum(flops.training for flops in each)
     slots = max(1, min(side_by_side, len(configs))) * 3600
     starting = STARTING * len(configs)
     return (starting + all_of_it / rate) / slots, (starting + (all_of_it + (SLOWEST - 1) * later) / rate) / slots
 
 
-def training_operations(config: TrialConfig) -> int:
-    """Return the operations of a trial's training alone."""
-    return config.train.steps * config.train.batch_size * _of_image(config)
-
-
 def training_rate(config: TrialConfig, tokens_per_second: float) -> float:
     """Return the operations a second of a trial that trains on so many tokens a second."""
-    return _of_image(config) / _tokens(config) * tokens_per_second
-
-
-def _of_image(config: TrialConfig) -> int:
-    recompute = config.parallel.activation_checkpointing
-    return cost.training_flops(config.model, config.tokenizer.codebook_size, _tokens(config), recompute)
-
-
-def _sampling(config: TrialConfig, samples: int) -> int:
-    guided = config.evaluation.guidance != 1
-    return samples * cost.sampling_flops(config.model, config.tokenizer.codebook_size, _tokens(config), guided)
+    trained = config.train.steps * config.train.batch_size * _tokens(config)
+    return operations(config).training / trained * tokens_per_second
 
 
 def _tokens(config: TrialConfig) -> int:
@@ -184,7 +167,7 @@ def _speeds(workspace: Workspace) -> dict[Any, list[float]]:
         except (InputError, OSError, ValueError, KeyError):
             continue  # of another version, or damaged; others tell as much
         if seconds:
-            found.setdefault(_shapes(flatten(config)), []).append(operations(config) / seconds)
+            found.setdefault(_shapes(flatten(config)), []).append(sum(operations(config)) / seconds)
     return found
 
 

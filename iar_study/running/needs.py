@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, is_encoded, side_of
+from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, check_patches, is_encoded, side_of
 from iar_study.errors import InputError, nearest
 from iar_study.evaluation.inception import INCEPTION_URL, INSTALL, has_torch_fidelity, inception_path
 from iar_study.generators import cost
@@ -259,14 +259,10 @@ def _cost(config: TrialConfig, data: Data, gpu: GPU, gpus: int, utilisation: flo
     """Return what one trial takes, not yet knowing of others that take the same."""
     model, train, evaluation, tokens = config.model, config.train, config.evaluation, data.tokens_per_image
     size, images = config.tokenizer.codebook_size, train.steps * train.batch_size
-    recompute = config.parallel.activation_checkpointing
-    training = images * cost.training_flops(model, size, tokens, recompute)
-    validated = train.kept * min(evaluation.images, data.test_images)
+    flops = cost.trial_flops(config, tokens, data.test_images)
     sampled = config.sampled_times * evaluation.samples
-    evaluating = validated * cost.forward_flops(model, size, tokens)
-    sampling = sampled * cost.sampling_flops(model, size, tokens, evaluation.guidance != 1)
     rate = gpu.peak_flops_per_second * utilisation
-    hours = (training + evaluating + sampling) / rate / 3600
+    hours = sum(flops) / rate / 3600
     parameters = cost.n_parameters(model, size, data.classes)
     state = cost.state_bytes(parameters, train.ema > 0)
     pictures = min(PICTURES, evaluation.samples) * data.image_pixels**2 * data.channels
@@ -278,8 +274,8 @@ def _cost(config: TrialConfig, data: Data, gpu: GPU, gpus: int, utilisation: flo
         heads=model.heads,
         width=model.width,
         parameters=parameters,
-        each=Work(images * tokens, training, evaluating, sampling, hours, hours / gpus),
-        tokens_per_second_per_gpu=rate * images * tokens / training,
+        each=Work(images * tokens, *flops, hours, hours / gpus),
+        tokens_per_second_per_gpu=rate * images * tokens / flops.training,
         ddp_state_bytes_per_gpu=state,
         fsdp_state_bytes_per_gpu=math.ceil(state / gpus),
         checkpoint_bytes=cost.checkpoint_bytes(parameters, train.ema > 0),
@@ -308,7 +304,7 @@ def look_for_data(config: TrialConfig) -> tuple[Data, list[Need]]:
 
 def _look_for_images(config: TrialConfig) -> tuple[Data, list[Need]]:
     # Here, not on top: importing them takes a while.
-    from iar_study.data.fashion_mnist import CLASS_NAMES, SOURCES, SYSTEM_FOLDER
+    from iar_study.data.fashion_mnist import CLASS_NAMES, missing_from
     from iar_study.data.folder import list_folder
     from iar_study.data.images import data_folder
 
@@ -326,8 +322,7 @@ def _look_for_images(config: TrialConfig) -> tuple[Data, list[Need]]:
         return _images(config, 1437, 360, 10, side, 1), [Need("data", True, "scikit-learn's digits")]
     if name == "fashion-mnist":
         folder = data_folder() / "fashion-mnist"
-        files = [source.name for source in SOURCES.values()]
-        here = all((folder / file).exists() or (SYSTEM_FOLDER / file).exists() for file in files)
+        here = not missing_from(folder)
         need = Need(
             "data",
             here,
@@ -353,13 +348,8 @@ def _images(config: TrialConfig, train: int, test: int, classes: int, side: int,
 
 def _tokens(side: int, config: TrialConfig) -> int:
     """Return the tokens of an image of `side` pixels."""
-    patch = config.tokenizer.patch
-    if side % patch or side // patch < 2:
-        raise InputError(
-            f"images of {side} x {side} pixels do not divide into two or more patches of {patch}: "
-            f"choose another tokenizer.patch or data.image_size"
-        )
-    return (side // patch) ** 2
+    check_patches(side, config.tokenizer.patch)
+    return (side // config.tokenizer.patch) ** 2
 
 
 def _look_for_codes(config: TrialConfig, folder: Path) -> tuple[Data, list[Need]]:

@@ -60,7 +60,7 @@ def test_operations_are_training_evaluation_and_sampling() -> None:
     config, tokens = SMOKE.config, 16
     shapes = (config.model, 64, tokens)
     expected = 60 * 32 * cost.training_flops(*shapes) + 3 * 300 * cost.forward_flops(*shapes)
-    assert operations(config) == expected + 3 * 200 * cost.sampling_flops(*shapes, guided=True)
+    assert sum(operations(config)) == expected + 3 * 200 * cost.sampling_flops(*shapes, guided=True)
 
 
 def test_without_a_trial_here_the_speed_is_assumed_and_said(workspace: Workspace) -> None:
@@ -68,7 +68,7 @@ def test_without_a_trial_here_the_speed_is_assumed_and_said(workspace: Workspace
     assert found == total
     assert (found.trials, found.measured, found.side_by_side) == (4, 0, 2)  # two arms are one, two seeds
     assert found.assumed == "15 to 60 GFLOP/s a trial"
-    times = [4 * (STARTING + operations(SMOKE.config) / rate) / 2 for rate in (BEST, WORST)]
+    times = [4 * (STARTING + sum(operations(SMOKE.config)) / rate) / 2 for rate in (BEST, WORST)]
     assert in_seconds(found) == pytest.approx(times)
 
 
@@ -82,7 +82,7 @@ def test_trials_of_the_same_size_tell_the_speed(workspace: Workspace) -> None:
     assert in_seconds(found) == pytest.approx([2 * (STARTING + 10) / 2, 2 * (STARTING + 12) / 2])
     assert (other.measured, other.assumed) == (0, "15 to 60 GFLOP/s a trial")
     [twice], _ = estimate([study(longer)], SMOKE, workspace)
-    ratio = operations(with_settings(SMOKE.config, longer)) / operations(SMOKE.config)
+    ratio = sum(operations(with_settings(SMOKE.config, longer))) / sum(operations(SMOKE.config))
     assert in_seconds(twice) == pytest.approx([2 * (STARTING + 10 * ratio) / 2, 2 * (STARTING + 12 * ratio) / 2])
 
 
@@ -141,7 +141,7 @@ def test_the_first_steps_tell_a_range() -> None:
     training = 60 * 32 * cost.training_flops(config.model, 64, tokens)
     rate = training_rate(config, tokens_per_second=60 * 32 * tokens / 10.0)  # all steps in 10 seconds
     assert rate == pytest.approx(training / 10)
-    later = 10 * (operations(config) / training - 1)
+    later = 10 * (sum(operations(config)) / training - 1)
     times = from_first_steps([config] * 4, rate, side_by_side=2)
     assert [3600 * hours for hours in times] == pytest.approx(
         [2 * (STARTING + 10 + later), 2 * (STARTING + 10 + SLOWEST * later)]
