@@ -221,6 +221,12 @@ def save_torch(path: Path, content: Any) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(*parts: Any) -> str:
     """Return a SHA-256 (hex) over arrays (dtype, shape, bytes) and JSON values, in the order given."""
     sha = hashlib.sha256()

@@ -13,7 +13,6 @@ with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from iar_study.errors import InputError
-from iar_study.storage import digest, locked, read_json, unwritable, write_json
+from iar_study.storage import digest, file_sha256, locked, read_json, unwritable, write_json
 
 CODES, LABELS, INDEX = "codes.npy", "labels.npy", "index.json"
 
@@ -91,7 +90,7 @@ def open_codes(folder: Path, check_content: bool = False) -> ExtractedCodes:
                 f"{path} is {array.dtype} {array.shape}, where {INDEX} says {dtype} {tuple(shape)}; "
                 f"delete {folder} and make it again"
             )
-        if check_content and _sha256(path) != sha256:
+        if check_content and file_sha256(path) != sha256:
             raise InputError(f"{path} does not have the SHA-256 of {INDEX}; delete {folder} and make it again")
         arrays[name] = array
     return ExtractedCodes(arrays[CODES], arrays[LABELS], index)
@@ -333,7 +332,7 @@ class _Rows:
     def finish(self, path: Path) -> dict[str, Any]:
         """Make sure that the file is on the disk, and return its entry in the index."""
         os.fsync(self.file.fileno())
-        return {"shape": list(self.shape), "dtype": str(self.dtype), "sha256": _sha256(path)}
+        return {"shape": list(self.shape), "dtype": str(self.dtype), "sha256": file_sha256(path)}
 
 
 def _check_plan(folder: Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
@@ -347,8 +346,3 @@ def _check_plan(folder: Path, found: Mapping[str, Any], plan: Mapping[str, Any])
         raise InputError(
             f"{folder} was made of something else ({', '.join(differing)} differ); delete it or choose another folder"
         )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ features over more images than it holds: `mu` and `sigma` of the pooled ones, `m
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 import zlib
@@ -25,7 +24,7 @@ from PIL import Image
 
 from iar_study.data.folder import SUFFIXES, read_picture
 from iar_study.errors import InputError
-from iar_study.storage import digest, replacing
+from iar_study.storage import digest, file_sha256, replacing
 
 PICTURES, LABELS = "arr_0", "arr_1"
 STATISTICS, SPATIAL_STATISTICS = ("mu", "sigma"), ("mu_s", "sigma_s")
@@ -282,8 +281,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _file_digest(path: Path) -> str:
-    with _reading(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _reading(path):
+        return file_sha256(path)
 
 
 def _open_folder(root: Path) -> PictureSet:

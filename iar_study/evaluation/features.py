@@ -8,7 +8,6 @@ of another network is another quantity.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from iar_study import parts
 from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier, classify
 from iar_study.evaluation.inception import INCEPTION_SHA256, INCEPTION_URL, INSTALL, inception_path
+from iar_study.storage import file_sha256
 
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7
 """Where ADM's evaluator takes the features of sFID from: TensorFlow's `mixed_6/conv:0`, the 1x1 branch after its ReLU,
@@ -194,13 +194,6 @@ def load_extractor(spec: str, device: str, progress: Progress | None = None) -> 
     return OwnFeatures(spec, device)
 
 
-def extract(
-    extractor: Extractor, batches: Iterable[np.ndarray], total: int, progress: Progress | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the features and the probabilities of `extract_all`."""
-    return extract_all(extractor, batches, total, progress)[:2]
-
-
 def extract_all(
     extractor: Extractor, batches: Iterable[np.ndarray], total: int, progress: Progress | None = None
 ) -> Seen:
@@ -240,8 +233,7 @@ def _inception(file: Path | None, device: str, progress: Progress | None) -> Ext
     path = file or _fetched_inception(progress)
     if not path.is_file():
         raise InputError(f"no file at {path}; the Inception weights are at {INCEPTION_URL}")
-    with open(path, "rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     if sha256 != INCEPTION_SHA256:
         raise InputError(
             f"{path} is not the Inception of FID: its SHA-256 begins with {sha256[:8]}, not {INCEPTION_SHA256[:8]}; "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,10 +14,9 @@ from iar_study.evidence.results import Results
 from iar_study.evidence.rules import percent
 from iar_study.evidence.statistics import p_text
 from iar_study.reporting.needs_text import aligned
-from iar_study.reporting.results_text import STDOUT
+from iar_study.reporting.results_text import write_csv
 from iar_study.reporting.tables import interval_text, number
 from iar_study.running.needs import plural
-from iar_study.storage import replacing
 
 SHORT = {"input": 16, "code": 10}
 """Characters of a digest and of a commit that are shown."""
@@ -59,18 +56,8 @@ def export_comparison(found: Stores, path: str) -> int:
     ------
     InputError : the file cannot be written.
     """
-    tables = []
-    for comparison in found.both:
-        table = comparison.arms.copy()
-        table.insert(0, "study", comparison.study)
-        tables.append(table)
-    frame = pd.concat(tables, ignore_index=True)
-    if path == STDOUT:
-        frame.to_csv(sys.stdout, index=False)
-    else:
-        with replacing(Path(path)) as temporary:
-            frame.to_csv(temporary, index=False)
-    return len(frame)
+    tables = {comparison.study: comparison.arms for comparison in found.both}
+    return write_csv(pd.concat(tables, names=["study"]).reset_index("study").reset_index(drop=True), path)
 
 
 def _study(comparison: Comparison) -> list[str]:

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -26,7 +25,7 @@ from iar_study.evidence import statistics
 from iar_study.pipeline import codebooks
 from iar_study.reporting.illustrations import Illustration, save, sizes
 from iar_study.reporting.unchanged import ABOUT, contents
-from iar_study.storage import digest, read_json
+from iar_study.storage import digest, file_sha256, read_json
 
 GENERATOR = "iar-study"
 
@@ -103,7 +102,7 @@ def _drawing() -> str:
         Path(str(module.__file__)) for module in (statistics, metrics, codebooks)
     ]
     libraries = {name: version(name) for name in ("matplotlib", "seaborn", "numpy", "pandas", "scipy", "pillow")}
-    return digest([sha256(path.read_bytes()).hexdigest() for path in code], libraries)
+    return digest([file_sha256(path) for path in code], libraries)
 
 
 def _remembered(target: Path) -> str:

@@ -60,15 +60,21 @@ def export_results(results: Results, path: str, form: Literal["csv", "parquet"],
     frame = results.curves if curves else results.final
     if path == STDOUT and form == "parquet":
         raise InputError("Parquet is not printed; name a file, or take --csv -")
+    if form == "csv":
+        return write_csv(frame, path)
+    with replacing(Path(path)) as temporary:
+        try:
+            frame.to_parquet(temporary, index=False)
+        except ImportError as error:
+            raise InputError("Parquet needs pyarrow, which MLflow brings: pip install pyarrow") from error
+    return len(frame)
+
+
+def write_csv(frame: pd.DataFrame, path: str) -> int:
+    """Write a table as CSV, atomically, and return its rows; "-" prints it."""
     if path == STDOUT:
         frame.to_csv(sys.stdout, index=False)
-        return len(frame)
-    with replacing(Path(path)) as temporary:
-        if form == "csv":
+    else:
+        with replacing(Path(path)) as temporary:
             frame.to_csv(temporary, index=False)
-        else:
-            try:
-                frame.to_parquet(temporary, index=False)
-            except ImportError as error:
-                raise InputError("Parquet needs pyarrow, which MLflow brings: pip install pyarrow") from error
     return len(frame)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 from iar_study.errors import InputError
 from iar_study.pipeline.workspace import Workspace, near_codes_trials, read_manifest, trials_told
 from iar_study.running.status import status_of
-from iar_study.storage import digest, read_json
+from iar_study.storage import digest, file_sha256, read_json
 
 ABOUT = "report.json"
 """What a folder remembers."""
@@ -46,12 +45,12 @@ class Sources:
     @cached_property
     def writer(self) -> str:
         """Digest of what writes: the package's code and templates, the claims and the libraries' versions."""
-        return digest(_package(), _sha256(self.claims) if self.claims.exists() else "")
+        return digest(_package(), file_sha256(self.claims) if self.claims.exists() else "")
 
     @cached_property
     def premise(self) -> list[str]:
         """Digests of what tells whether near codes look alike, which every report begins with."""
-        return [_sha256(folder / "result.json") for folder in near_codes_trials(self.store)]
+        return [file_sha256(folder / "result.json") for folder in near_codes_trials(self.store)]
 
     def of(self, study: str) -> str:
         """Return the digest of what the report of a study is written from; "" where some trials have not ended."""
@@ -59,7 +58,7 @@ class Sources:
             return ""
         manifest = read_manifest(self.store, study)
         folders = [self.store.trials / trial["hash"] for trial in trials_told(manifest)]
-        records = [_sha256(folder / name) for folder in folders for name in RECORDS if (folder / name).exists()]
+        records = [file_sha256(folder / name) for folder in folders for name in RECORDS if (folder / name).exists()]
         return digest(self.writer, manifest, records, self.premise)
 
     def of_codebook(self, study: str) -> str:
@@ -86,7 +85,7 @@ def _package() -> str:
     """Return the digest of the package's code and templates and of the libraries' versions."""
     package = Path(__file__).parents[1]
     files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html", ".md", ".css", ".js")]
-    return digest([_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
+    return digest([file_sha256(path) for path in files], {name: version(name) for name in LIBRARIES})
 
 
 def of_paper() -> str:
@@ -122,12 +121,12 @@ def is_unchanged(folder: Path, made_from: str) -> bool:
 
 def contents(folder: Path) -> dict[str, str]:
     """Return file -> SHA-256 (hex), of all that lies in the folder but what it remembers."""
-    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != ABOUT}
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != ABOUT}
 
 
 def index_about(folder: Path) -> dict[str, object]:
     """Return what the index remembers: its own files and the reports it leads to."""
-    files = {name: _sha256(folder / name) for name in INDEX_FILES if (folder / name).exists()}
+    files = {name: file_sha256(folder / name) for name in INDEX_FILES if (folder / name).exists()}
     return {"files": files, "reports": sorted(page.parent.name for page in folder.glob(f"*/{ABOUT}"))}
 
 
@@ -136,7 +135,3 @@ def _is_indexed(folder: Path) -> bool:
         return read_json(folder / ABOUT) == index_about(folder)
     except (InputError, OSError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ from iar_study.config import ClassifierConfig
 from iar_study.errors import InputError
 from iar_study.evaluation import features as module
 from iar_study.evaluation.classifier import FEATURES, Classifier, classify
-from iar_study.evaluation.features import ClassifierFeatures, extract, extract_all, load_extractor, with_channels
+from iar_study.evaluation.features import ClassifierFeatures, extract_all, load_extractor, with_channels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
@@ -59,7 +59,7 @@ def test_channels_that_fit_are_not_copied():
 def test_features_are_streamed_and_counted():
     extractor, seen = ClassifierFeatures(classifier(1), "grey"), []
     batches = (GREY[i : i + 4] for i in range(0, 6, 4))
-    features, probabilities = extract(extractor, batches, 6, lambda *at: seen.append(at[:2]))
+    features, probabilities, _ = extract_all(extractor, batches, 6, lambda *at: seen.append(at[:2]))
     assert seen == [(4, 6), (6, 6)]
     parts = [extractor(GREY[:4]), extractor(GREY[4:])]
     np.testing.assert_array_equal(features, np.concatenate([part[0] for part in parts]))
@@ -69,7 +69,7 @@ def test_features_are_streamed_and_counted():
 @pytest.mark.parametrize(("batches", "came"), [([], 0), ([GREY[:4]], 4), ([GREY, GREY], 12)])
 def test_more_or_fewer_pictures_are_refused(batches, came):
     with pytest.raises(InputError, match=f"6 images were to come, {came} came"):
-        extract(ClassifierFeatures(classifier(1), "grey"), iter(batches), 6)
+        extract_all(ClassifierFeatures(classifier(1), "grey"), iter(batches), 6)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_all_that_is_seen_is_streamed(fidelity, weights):
     seen = extract_all(extractor, (GREY[i : i + 4] for i in range(0, 6, 4)), 6)
     for found, first, last in zip(seen, extractor(GREY[:4]), extractor(GREY[4:]), strict=True):
         np.testing.assert_array_equal(found, np.concatenate([first, last]))
-    features, probabilities = extract(extractor, [GREY[:4], GREY[4:]], 6)
+    features, probabilities, _ = extract_all(extractor, [GREY[:4], GREY[4:]], 6)
     np.testing.assert_array_equal(features, seen.features)
     np.testing.assert_array_equal(probabilities, seen.probabilities)
     assert extract_all(ClassifierFeatures(classifier(1), "classifier-0"), [GREY], 6).spatial is None
@@ -291,7 +291,7 @@ def test_dinov2_has_features_alone(fidelity, monkeypatch):
     inner.FeatureExtractorDinoV2 = DinoV2
     monkeypatch.setitem(sys.modules, inner.__name__, inner)
     extractor = load_extractor("dinov2", "cpu")
-    features, probabilities = extract(extractor, [COLOURED], 6)
+    features, probabilities, _ = extract_all(extractor, [COLOURED], 6)
     assert features.shape == (6, 3)
     assert probabilities is None
     assert extractor.name == "dinov2"
