@@ -244,10 +244,8 @@ def _same_hash(a: Results, b: Results) -> pd.DataFrame:
 
 def _values(final: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return trial -> metric -> value."""
-    values: dict[str, dict[str, float]] = {}
-    for trial, metric, value in zip(final["trial"], final["metric"], final["value"], strict=True):
-        values.setdefault(trial, {})[metric] = float(value)
-    return values
+    by_trial = final.astype({"value": float}).groupby("trial")
+    return {str(trial): dict(zip(of["metric"], of["value"], strict=True)) for trial, of in by_trial}
 
 
 def _apart(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str:
@@ -365,14 +363,10 @@ def _pairs(results: Results, metric: str, arm: str) -> Pairs:
     if metric_named(metric, results.final["metric"]).relative:
         with np.errstate(divide="ignore", invalid="ignore"):
             rows = rows.assign(value=np.log(rows["value"].astype(float)))
-    of, than = (
-        {
-            seed: (trial, float(value))
-            for seed, trial, value in zip(own["seed"], own["trial"], own["value"], strict=True)
-        }
-        for own in (rows[rows["arm"] == name] for name in (arm, results.baselines[arm]))
-    )
-    return {(of[seed][0], than[seed][0]): (seed, of[seed][1], than[seed][1]) for seed in of if seed in than}
+    of, than = (rows[rows["arm"] == name] for name in (arm, results.baselines[arm]))
+    both = of.merge(than, on="seed", suffixes=("", "_than"))
+    columns = (both[name] for name in ("trial", "trial_than", "seed", "value", "value_than"))
+    return {(one, other): (seed, float(a), float(b)) for one, other, seed, a, b in zip(*columns, strict=True)}
 
 
 def _verdicts(a: Results, b: Results, claims: Sequence[Claim]) -> pd.DataFrame:

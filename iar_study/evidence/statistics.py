@@ -62,14 +62,12 @@ class Interval:
     n: int
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the mean and its Student t interval; values that are not finite are left out and not counted in `n`.
+def mean_interval(values: ArrayLike) -> Interval:
+    """Return the mean and its 95% t interval; values that are not finite are left out and not counted in `n`.
 
     >>> mean_interval([1.0, 2.0, 3.0])
     Interval(mean=2.0, low=-0.484..., high=4.484..., n=3)
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; give a number between 0 and 1, such as 0.95")
     sample = np.asarray(values, dtype=float).ravel()
     sample = sample[np.isfinite(sample)]
     n = sample.size
@@ -78,7 +76,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if n == 1:
         return Interval(mean, np.nan, np.nan, 1)
-    half = _quantile(n - 1, confidence) * float(sample.std(ddof=1)) / n**0.5
+    half = _quantile(n - 1, 0.95) * float(sample.std(ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -297,8 +295,8 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.{digits}g}"
 
 
-def power(difference: float, sd: float, pairs: int, alpha: float = ALPHA) -> float:
-    """Return the chance that the two-sided paired t test at level `alpha` finds a true mean `difference`.
+def power(difference: float, sd: float, pairs: int) -> float:
+    """Return the chance that the two-sided paired t test at 5% finds a true mean `difference`.
 
     sd : standard deviation of the differences between the pairs, in the unit of `difference`. By the noncentral t
     distribution, that is, for normal differences; 0 with fewer than two pairs. Raises `InputError` unless sd > 0.
@@ -310,7 +308,7 @@ def power(difference: float, sd: float, pairs: int, alpha: float = ALPHA) -> flo
         raise InputError(f"the standard deviation of the differences is {sd}; it must be above 0")
     if pairs < 2:
         return 0.0
-    critical = stats.t.isf(alpha / 2, pairs - 1)
+    critical = stats.t.isf(ALPHA / 2, pairs - 1)
     noncentrality = difference / sd * pairs**0.5
     above = stats.nct.sf(critical, pairs - 1, noncentrality)
     return float(above + stats.nct.sf(critical, pairs - 1, -noncentrality))
@@ -456,7 +454,6 @@ def time_to_target(
     metric: str,
     baseline: str | Mapping[str, str],
     arms: Sequence[str],
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Return the training step at which each arm first is as good as its baseline of the same seed is at its end.
 
@@ -497,7 +494,7 @@ def time_to_target(
         reached = int(np.isfinite(steps).sum())
         record: tuple[float, ...] = (np.nan,) * 4
         if seeds and reached == len(seeds):
-            found = mean_interval(steps, confidence)
+            found = mean_interval(steps)
             share = float(np.mean(steps / np.array([ends[seed][0] for seed in seeds])))
             record = (found.mean, found.low, found.high, share)
         records.append((len(seeds), reached, *record))

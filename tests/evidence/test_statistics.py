@@ -38,8 +38,8 @@ def compare(metric=NLL, **arms):
 
 def test_mean_interval_is_students():
     values = np.random.default_rng(0).normal(3, 2, 7)
-    low, high = stats.t.interval(0.9, 6, values.mean(), stats.sem(values))
-    found = mean_interval(values, confidence=0.9)
+    low, high = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
+    found = mean_interval(values)
     assert (found.mean, found.low, found.high, found.n) == pytest.approx((values.mean(), low, high, 7))
 
 
@@ -53,12 +53,6 @@ def test_mean_interval_of_little():
     assert (one.mean, one.n) == (4, 1)
     assert np.isnan([one.low, one.high, none.mean, none.low]).all()
     assert none.n == 0
-
-
-@pytest.mark.parametrize("confidence", [0, 1, 95])
-def test_mean_interval_refuses_percent(confidence):
-    with pytest.raises(InputError, match="between 0 and 1"):
-        mean_interval([1, 2], confidence)
 
 
 def test_paired_interval_is_that_of_scipy():
@@ -214,7 +208,6 @@ def test_power_is_the_share_that_is_found(pairs, difference):
 
 def test_power_at_the_ends():
     assert power(0, 1, 5) == pytest.approx(0.05)
-    assert power(1, 1, 5, alpha=0.01) < power(1, 1, 5)
     assert power(100, 1, 1) == 0
     with pytest.raises(InputError, match="above 0"):
         power(1, 0, 5)
