@@ -32,3 +32,13 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     ordered = sorted(map(str, names))
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + more or "nothing"
+
+
+def enumerated(words: Iterable[object], joint: str = "and") -> str:
+    """Return words as a sentence lists them.
+
+    >>> enumerated(["a", "b", "c"]), enumerated([1, 2], "or")
+    ('a, b and c', '1 or 2')
+    """
+    *first, last = map(str, words)
+    return f"{', '.join(first)} {joint} {last}" if first else last

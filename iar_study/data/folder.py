@@ -177,8 +177,11 @@ def _decode(paths: list[str], size: int) -> np.ndarray:
 
     images = np.empty((len(paths), size, size, 3), np.uint8)
 
+    def fitted(picture: Image.Image) -> Image.Image:
+        return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+
     def decode(i: int) -> None:
-        images[i] = _read_picture(paths[i], size)
+        images[i] = read_picture(paths[i], fitted)
 
     with ThreadPoolExecutor(cpu_count()) as threads:
         done = threads.map(decode, range(len(paths)))
@@ -186,11 +189,6 @@ def _decode(paths: list[str], size: int) -> np.ndarray:
         for _ in track(done, "decoding images", len(paths), console=Console(stderr=True), disable=quiet):
             pass
     return images
-
-
-def _read_picture(path: str, size: int) -> np.ndarray:
-    """Return one picture, upright, over white where it is transparent: uint8 (size, size, 3)."""
-    return read_picture(path, lambda picture: ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def read_picture(path: str, shape: Callable[[Image.Image], Image.Image | np.ndarray]) -> np.ndarray:

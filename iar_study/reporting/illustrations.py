@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from iar_study.errors import enumerated
 from iar_study.evaluation.metrics import LIKENESS, Metric, metric_named
 from iar_study.evaluation.near_codes import paper_rank
 from iar_study.evidence.results import Results
@@ -73,16 +74,6 @@ def illustrations(results: Results) -> dict[str, list[Illustration]]:
     }
 
 
-def listed(words: Iterable[str]) -> str:
-    """Return words as a sentence lists them.
-
-    >>> listed(["a", "b", "c"])
-    'a, b and c'
-    """
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def findings_in_words(table: pd.DataFrame, about: Metric) -> str:
     """Say which arms of a comparison are better, worse, equivalent, equal or undecided, with the numbers."""
     if (table["finding"] == "no direction").all():
@@ -102,7 +93,7 @@ def findings_in_words(table: pd.DataFrame, about: Metric) -> str:
         if finding == "undecided" and len(rows) > 3:
             parts.append(f"undecided for the other {len(rows)} arms")
         elif told:
-            parts.append(f"{finding} for {listed(map(str, told))}")
+            parts.append(f"{finding} for {enumerated(told)}")
     return ", ".join(parts)
 
 
@@ -128,7 +119,7 @@ def _over_factor(results: Results) -> list[Illustration]:
         about = metric_named(metric)
         said = [f"{about.label} over {results.factor}, whose values are spaced evenly.", _better(about)]
         aside = [arm for arm in results.compared if arm not in results.places]
-        said += [f"Without {listed(aside)}, which no number of it describes."] if aside else []
+        said += [f"Without {enumerated(aside)}, which no number of it describes."] if aside else []
         said += [_finding(results, metric)] if results.compared else []
         caption = " ".join(filter(None, said))
         drawing = partial(figures.over_factor, results, metric)
@@ -226,8 +217,8 @@ def _samples(results: Results) -> list[Illustration]:
         "The first samples drawn, not chosen."
     )
     absent = [arm for arm in results.arms if arm not in results.samples]
-    caption += f" No samples of {listed(absent)}." if absent else ""
-    alt = f"Samples of {listed(shown)}, one class a row."
+    caption += f" No samples of {enumerated(absent)}." if absent else ""
+    alt = f"Samples of {enumerated(shown)}, one class a row."
     return [Illustration("samples", partial(figures.sample_grids, results), alt, caption)]
 
 

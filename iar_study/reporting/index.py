@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from iar_study.errors import enumerated
 from iar_study.evidence import published
 from iar_study.evidence.claims import Claim, counted, judge_all
 from iar_study.evidence.results import trials_in_words
 from iar_study.evidence.rules import Row, percent
 from iar_study.evidence.statistics import MARGIN, Effect
 from iar_study.reporting.figures import BASELINE_COLOR, FAINT, INK, add_titles, chart, plain
-from iar_study.reporting.illustrations import listed, save, sizes
+from iar_study.reporting.illustrations import save, sizes
 from iar_study.reporting.pages import GENERATOR, as_json, templates
 from iar_study.reporting.paper import write_paper_page
 from iar_study.reporting.tables import comparisons_shown, verdict_rows
@@ -162,7 +163,7 @@ def _save_effects(folder: Path, verdicts: Sequence[dict[str, Any]]) -> dict[str,
     if not shown:
         return None
     save(_forest(shown), folder, EFFECTS)
-    words = f"Changes of FD in percent with 95% intervals, {len(shown)} comparisons of {listed(_studies(shown))}"
+    words = f"Changes of FD in percent with 95% intervals, {len(shown)} comparisons of {enumerated(_studies(shown))}"
     caption = (
         f"{words}. Left is better. Shaded: within {MARGIN:.0%}. Dashed: the gain that the paper tells for B at 16x16 "
         "tokens. Diamonds: several conditions together. Each comparison is tested by itself and shown once; what lies "

@@ -101,11 +101,9 @@ def premise(results: Results) -> str:
     ssim, kept, own_ssim, own_kept = results.premise.values()
     told = (
         f"with each token replaced by a near code, at the paper's relative rank, SSIM is {ssim:.3f} and {kept:.1%} of "
-    )
-    told += (
         "the images keep their class, beside the image of the true tokens. The tokenizer itself, beside the original, "
+        f"has {own_ssim:.3f} and {own_kept:.1%}"
     )
-    told += f"has {own_ssim:.3f} and {own_kept:.1%}"
     if met:
         return f"Premise met: near codes are interchangeable here: {told}."
     return (

@@ -11,14 +11,14 @@ import json
 import math
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from iar_study.config import ClusteringConfig, ParallelConfig, TrialConfig, check_patches, is_encoded, side_of
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError, enumerated, nearest
 from iar_study.evaluation.inception import INCEPTION_URL, INSTALL, has_torch_fidelity, inception_path
 from iar_study.generators import cost
 from iar_study.parts import built_in
@@ -53,6 +53,9 @@ IMAGENET = {"train": 1_281_167, "test": 50_000}
 
 CHECKPOINTS = 3
 """Checkpoints on the disk at once, see `training.checkpoint`: two are kept while the next is written."""
+
+UNITS = {"days": 24.0, "h": 1.0, "min": 1 / 60, "s": 1 / 3600}
+"""Hours of each."""
 
 PICTURES = 80
 """Samples that a trial keeps as pictures, see `pipeline.attempt`; of the others it keeps tokens at most."""
@@ -449,7 +452,7 @@ def _codebook_needs(study: Study, configs: Sequence[tuple[Arm, int, TrialConfig]
     sizes = {arm.name: config.tokenizer.codebook_size for arm, _, config in configs}
     if not (others := sorted({size for size in sizes.values() if size != given})):
         return []
-    text = f"{base.tokenizer.checkpoint} has {given:,} codes; arms ask for {choice(others)}"
+    text = f"{base.tokenizer.checkpoint} has {given:,} codes; arms ask for {enumerated(others, 'or')}"
     fitting = " ".join(name for name, size in sizes.items() if size == given)
     return [Need("codebook", False, text, f"leave these arms out: --arms {fitting}")]
 
@@ -479,7 +482,7 @@ def _gpu_needs(config: TrialConfig, kinds: Sequence[Kind], gpu: str, gpus: int) 
     batch, part = config.train.batch_size, config.train.micro_batch or config.train.batch_size
     parts = batch // part
     text = f"{batch} images in {plural(parts, 'part')} of {part}, shared by {plural(gpus, 'GPU')}"
-    fitting = choice(n for n in range(1, parts + 1) if parts % n == 0)
+    fitting = enumerated((n for n in range(1, parts + 1) if parts % n == 0), "or")
     remedy = f"uneven: --gpus {fitting}, or a smaller train.micro_batch"
     needs.append(Need("batch", parts % gpus == 0, text, remedy))
 
@@ -519,16 +522,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def choice(numbers: Iterable[int]) -> str:
-    """Return numbers as a choice.
-
-    >>> choice([1, 2, 4])
-    '1, 2 or 4'
-    """
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
 def short(value: float, unit: str = "") -> str:
     """Return a number with three digits and a prefix.
 
@@ -557,9 +550,8 @@ def duration(value: float) -> str:
     >>> duration(5000), duration(5.31), duration(0.4), duration(0.001)
     ('208 days', '5.3 h', '24 min', '3.6 s')
     """
-    sizes = {"days": 24.0, "h": 1.0, "min": 1 / 60}
-    unit = next((unit for unit, size in sizes.items() if value >= size), "s")
-    return f"{hours(value / sizes.get(unit, 1 / 3600))} {unit}"
+    unit = next((unit for unit, size in UNITS.items() if value >= size), "s")
+    return f"{hours(value / UNITS[unit])} {unit}"
 
 
 def span(least: float, most: float) -> str:
@@ -572,5 +564,4 @@ def span(least: float, most: float) -> str:
     if low == high:
         return low
     unit = high.partition(" ")[2]
-    size = {"days": 24.0, "h": 1.0, "min": 1 / 60, "s": 1 / 3600}[unit]
-    return f"{hours(least / size)} to {high}"
+    return f"{hours(least / UNITS[unit])} to {high}"

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from iar_study.config import TrialConfig, flatten, with_settings
-from iar_study.errors import InputError, nearest
+from iar_study.errors import InputError, enumerated, nearest
 from iar_study.evaluation.metrics import FIDELITY
 
 Kind = Literal["training", "near-codes", "sampling"]
@@ -85,11 +85,10 @@ class Plan:
 
     def text(self) -> str:
         """Return what is asked, how much of it, and when it is looked at."""
-        looks = f"{', '.join(map(str, self.looks[:-1]))} and {self.looks[-1]}" if self.looks[1:] else f"{self.looks[0]}"
         drawn = f"; {self.draws} draws of tokenizer, classifier and clusterings" if self.draws > 1 else ""
         return (
             f"{self.arm} beside its baseline in {self.metric} at {self.profile}, margin {self.margin:.0%}; looks at "
-            f"{looks} pairs, seeds from {self.first_seed}{drawn}"
+            f"{enumerated(self.looks)} pairs, seeds from {self.first_seed}{drawn}"
         )
 
     def draw(self, seed: int) -> int:

@@ -265,10 +265,10 @@ def test_odd_names_of_pictures_and_classes_are_read(tmp_path, name):
 
 def test_decoded_pictures_are_kept_until_a_file_changes(divided, monkeypatch):
     first = load(divided)
-    read_picture = folder_module._read_picture
-    monkeypatch.setattr(folder_module, "_read_picture", None)
+    read_picture = folder_module.read_picture
+    monkeypatch.setattr(folder_module, "read_picture", None)
     assert load(divided).digest == first.digest, "without decoding"
-    monkeypatch.setattr(folder_module, "_read_picture", read_picture)
+    monkeypatch.setattr(folder_module, "read_picture", read_picture)
     assert load(divided, 16).size == 16
     changed = divided / "train" / "a" / "0.png"
     paint(changed, RED)
