@@ -49,6 +49,9 @@ from iar_study.tokenizers.given import DECODED_AT_ONCE, decoded, load_tokenizer,
 from iar_study.tokenizers.vq import Tokenizer
 from iar_study.training.train_gpt import settle_torch
 
+SEED = 0
+"""Of the intervals of `evaluate`."""
+
 KEPT_AT_ONCE = 5000
 """Pictures whose features are kept together: what a kill can cost."""
 
@@ -287,9 +290,7 @@ def evaluate_samples(
     display: Display,
     *,
     image_size: int | None = None,
-    seed: int = 0,
     samples: int | None = None,
-    device: str | None = None,
 ) -> Evaluation:
     """Measure samples of any model against real pictures, in the features of an extractor.
 
@@ -303,8 +304,6 @@ def evaluate_samples(
     extractor_spec : `set` (the evaluators of the data set, made once, and kept), `set:TRIAL` (by which that trial was
         measured), `inception`, `inception:FILE` or `dinov2`.
     image_size : of `folder:PATH`, as in a study on it.
-    seed : of the intervals.
-    device : of inception and dinov2; default: cuda where there is one.
 
     Raises
     ------
@@ -338,7 +337,7 @@ def evaluate_samples(
         facts = {"name": evaluators.name, "product": product.name, "accuracy": float(np.mean(about["accuracies"]))}
         extractors = evaluators.members
     else:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         extractors = (load_extractor(extractor_spec, device, progress=lambda *at: display.update("weights", *at)),)
 
     first = extractors[0]
@@ -356,7 +355,7 @@ def evaluate_samples(
         reference_of(of_reference[first.name], held_out.source, *given, device="cuda" if device == "cuda" else None),
         *seen[first.name],
         intervals=True,
-        seed=seed,
+        seed=SEED,
         progress=display.update,
     )
     estimates = {fidelity_key(family, first.name, pictures.count): found for family, found in measured.items()}
@@ -364,7 +363,7 @@ def evaluate_samples(
         by_member = {first.name: measured["fd"]}
         for each in extractors[1:]:
             of_images = of_reference[each.name].features
-            by_member[each.name] = _frechet(of_images, seen[each.name].features, seed, display)
+            by_member[each.name] = _frechet(of_images, seen[each.name].features, display)
         of_members = {fidelity_key("fd", name, pictures.count): found for name, found in by_member.items()}
         of_set = {fidelity_key("fd", evaluators.name, pictures.count): _of_set(list(by_member.values()))}
         estimates = of_set | of_members | estimates
@@ -383,7 +382,7 @@ def evaluate_samples(
         "samples": _described(pictures),
         "reference": _described(held_out),
         "extractor": facts,
-        "seed": seed,
+        "seed": SEED,
         "notes": notes,
     }
     return Evaluation(compared, estimates)
@@ -412,10 +411,10 @@ def _evaluators(trial: str, images: Images | None, reference: str, workspace: Wo
     return evaluators_product(images, ClassifierConfig(), workspace, display.update)
 
 
-def _frechet(reference: np.ndarray, features: np.ndarray, seed: int, display: Display) -> Estimate:
+def _frechet(reference: np.ndarray, features: np.ndarray, display: Display) -> Estimate:
     """Return the Frechet distance of features (n, F) from those of the reference (m, F), with its interval."""
     fitted = Gaussian.of(reference)
-    error = frechet_standard_error(fitted, features, seed, display.update)
+    error = frechet_standard_error(fitted, features, SEED, display.update)
     return Estimate.around(frechet_distance(fitted, features), error)
 
 

@@ -97,13 +97,7 @@ def batch_of(pixels: int) -> int:
     return min(SMALL_AT_ONCE, max(1, DECODED_AT_ONCE // pixels))
 
 
-def decode_tokens(
-    tokenizer: Tokenizer,
-    tokens: np.ndarray,
-    codebook: Tensor | None = None,
-    batch: int | None = None,
-    size: int | None = None,
-) -> np.ndarray:
-    """Return all that `decoded` gives, uint8 (n, h, w, c); by default `batch_of` the pictures' size are together."""
-    batch = batch or batch_of(tokens.shape[1] * tokenizer.patch**2)
-    return np.concatenate(list(decoded(tokenizer, tokens, batch, codebook, size)))
+def decode_tokens(tokenizer: Tokenizer, tokens: np.ndarray, codebook: Tensor | None = None) -> np.ndarray:
+    """Return all that `decoded` gives, uint8 (n, h, w, c), `batch_of` the pictures' size together."""
+    batch = batch_of(tokens.shape[1] * tokenizer.patch**2)
+    return np.concatenate(list(decoded(tokenizer, tokens, batch, codebook)))

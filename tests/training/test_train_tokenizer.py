@@ -116,16 +116,16 @@ def test_revival_brings_back_dead_codes_and_then_stops(monkeypatch: pytest.Monke
 
 
 def test_tokens_and_images(model: PatchVQ) -> None:
-    tokens = encode_images(model, TEST, batch=100)
+    tokens = encode_images(model, TEST)
     assert tokens.shape == (len(TEST), 16)
     assert tokens.dtype == np.int32
     assert 0 <= tokens.min() <= tokens.max() < 64
     np.testing.assert_array_equal(tokens[:3], model.encode(to_float(TEST[:3])).flatten(1).numpy())
-    images = decode_tokens(model, tokens, batch=100)
+    images = decode_tokens(model, tokens)
     assert images.shape == TEST.shape
     assert images.dtype == np.uint8
     order = np.random.default_rng(0).permutation(64)
-    rearranged = decode_tokens(model, np.argsort(order)[tokens], model.codebook()[torch.from_numpy(order)], batch=100)
+    rearranged = decode_tokens(model, np.argsort(order)[tokens], model.codebook()[torch.from_numpy(order)])
     np.testing.assert_array_equal(rearranged, images)
 
 
