@@ -27,7 +27,7 @@ from iar_study.pipeline.workspace import Workspace
 from iar_study.reporting import unchanged
 from iar_study.running import executors
 from iar_study.running.display import Display
-from iar_study.running.estimate import training_operations
+from iar_study.running.estimate import operations
 from iar_study.running.executors import Executor
 from iar_study.running.runner import run_study
 from iar_study.storage import read_json
@@ -260,7 +260,7 @@ def test_the_size_of_ones_own_images_is_known_to_estimates_and_plans(mine, capsy
     given = {"data.name": "rings.py:Rings,images=40"}
     config = with_settings(load_profile(mine.experiments, "smoke").config, given)
     like_it = with_settings(config, {"data.name": "folder:any", "data.image_size": 16})
-    assert training_operations(config) == training_operations(like_it)
+    assert operations(config).training == operations(like_it).training
     assert main(["plan", "components", "--profile", "smoke", "--set", "data.name=rings.py:Rings,images=40"]) == 0
     assert "32 + 8 images of 64 tokens" in capsys.readouterr().out
 

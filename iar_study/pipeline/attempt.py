@@ -154,7 +154,7 @@ def _train(
     with _begun(folder, config, again) as begun:
         if begun and fabric.is_global_zero:
             _prepare(folder, training, codes, arranged, about)
-        for step, told in first_of(fabric, lambda: _followed(folder, to_measure)):
+        for step, told in first_of(fabric, lambda: _followed(folder, to_measure, begun)):
             measurement.follow(step, told, None)
         if begun:
             ended = {"status": "finished", "step": config.train.steps}
@@ -169,11 +169,14 @@ def _train(
     return first_of(fabric, lambda: read_json(folder / "result.json"))
 
 
-def _followed(folder: Path, to_measure: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
-    """Return the steps of a training, with what it told, up to where weights are to be measured that are not there."""
+def _followed(folder: Path, to_measure: Sequence[int], begun: bool) -> list[tuple[int, dict[str, float]]]:
+    """Return the steps of a training, with what it told, up to where weights are to be measured that are not there.
+
+    begun : whether it trains now, and will tell the steps itself that its journal lacks.
+    """
     told = {point["step"]: point["metrics"] for point in read_journal(folder / "journal.jsonl")}
     end = min(lacking(folder, to_measure), default=math.inf)
-    return [(step, told.get(step, {})) for step in sorted({*told, *to_measure}) if step < end]
+    return [(step, told.get(step, {})) for step in sorted({*told, *(() if begun else to_measure)}) if step < end]
 
 
 def _prepare(folder: Path, training: Training, codes: Codes, arranged: Rearrangement, about: dict[str, Any]) -> None:

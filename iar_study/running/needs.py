@@ -427,8 +427,7 @@ def _measuring_needs(config: TrialConfig) -> list[Need]:
     if not is_encoded(config.data):
         return []
     if how.reference is None:
-        remedy = "--set evaluation.reference=FILE evaluation.extractor=inception, or `measure` it later"
-        return [Need("reference", False, "samples are kept, and not measured", remedy)]
+        return [Need("reference", True, "none: samples are kept, and measured later by `measure --reference`")]
     path = Path(how.reference).expanduser()
     remedy = f"ADM's: {ADM}{path.name}" if path.name.startswith("VIRTUAL_") else "name another: evaluation.reference"
     needs = [Need("reference", path.exists(), how.reference if path.exists() else f"no file {path}", remedy)]

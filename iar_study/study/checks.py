@@ -195,7 +195,9 @@ def _unread(config: TrialConfig, kind: Kind, processes: int) -> dict[str, str]:
     if is_encoded(config.data):
         found |= dict.fromkeys(OF_IMAGES, "codes:PATH comes with its tokenizer and without images; leave it out")
         if config.evaluation.reference is None:
-            found |= dict.fromkeys(OF_SAMPLES, "there are no images to compare samples with: set evaluation.reference")
+            found |= dict.fromkeys(
+                OF_SAMPLES, "codes:PATH comes without images to compare with: set evaluation.reference"
+            )
     else:
         found["evaluation.image_size"] = "it is for codes:PATH with evaluation.reference; leave it out"
     if kind == "near-codes":

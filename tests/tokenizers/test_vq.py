@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from iar_study.errors import InputError
-from iar_study.tokenizers.given import decode_tokens
+from iar_study.tokenizers import given
 from iar_study.tokenizers.vq import (
     BLOCKS,
     CODEBOOK,
@@ -190,12 +190,12 @@ def test_tokens_are_decoded_to_a_size(model: VQModel) -> None:
     with torch.no_grad():
         images = model.decode_codes(torch.from_numpy(tokens).view(3, 4, 4))
     side = images.shape[-1]
-    np.testing.assert_array_equal(
-        decode_tokens(model, tokens, batch=3, size=side - 4), to_uint8_of_size(images, side - 4)
-    )
-    np.testing.assert_array_equal(
-        decode_tokens(model, tokens, batch=3, size=side), decode_tokens(model, tokens, batch=3)
-    )
+
+    def at(size: int | None) -> np.ndarray:
+        return np.concatenate(list(given.decoded(model, tokens, 3, size=size)))
+
+    np.testing.assert_array_equal(at(side - 4), to_uint8_of_size(images, side - 4))
+    np.testing.assert_array_equal(at(side), at(None))
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 1)), np.zeros((8, 8, 1), dtype=np.uint8)])
