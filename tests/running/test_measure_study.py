@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -186,6 +187,28 @@ def test_a_kill_in_any_part_ends_in_the_same_bits(workspace, tmp_path):
     assert load_results(Workspace(killed), "components").final.equals(load_results(workspace, "components").final)
     drawn_there = (killed / "drawn.txt").read_text().split()
     assert len(drawn_there) == 8  # a kill costs no part that was whole
+
+
+def measured_on_a_full_disk(folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))  # the samples take more
+    os.chdir(folder)
+    sys.exit(main(["measure", "components", "--samples", "600", "--executor", "here"]))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(workspace, tmp_path, capfd):
+    full = tmp_path / "full"
+    shutil.copytree(workspace.root, full)
+    process = forked.start(measured_on_a_full_disk, full)
+    process.join()
+    assert process.exitcode == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "cannot write" in last
+    assert "free some space" in last
+    before = drawn(workspace)
+    assert all(np.array_equal(before[name], tokens) for name, tokens in drawn(Workspace(full)).items())
+    for each in (workspace, Workspace(full)):
+        assert not measure(each, samples=600).failed
+    assert load_results(Workspace(full), "components").final.equals(load_results(workspace, "components").final)
 
 
 def test_imported_samples_are_measured_without_weights(workspace, tmp_path):
