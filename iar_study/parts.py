@@ -125,22 +125,20 @@ MAKERS = {
     "training": Maker(1, ("generators/gpt.py", "training/train_gpt.py", "training/objective.py", "data/batches.py")),
     "loss cluster": Maker(1, ("losses/cluster_cross_entropy.py",)),
     "smoothing": Maker(1, ("losses/smoothing.py",)),
-    "predictions": Maker(1, ("evaluation/predictions.py",)),
+    "predictions": Maker(1, ("evaluation/predictions.py", "pipeline/measurement.py:judge_predictions")),
     "sampling": Maker(
         1,
         (
-            *(
-                "generators/gpt.py",
-                "generators/sampling.py",
-                *("pipeline/drawing.py:draw", "pipeline/drawing.py:_classes_of_part"),
-            ),
+            *("generators/gpt.py", "generators/sampling.py"),
+            *("pipeline/drawing.py:draw", "pipeline/drawing.py:_classes_of_part"),
         ),
     ),
     "samples' metrics": Maker(
         1,
         (
-            *("evaluation/features.py", "evaluation/fidelity.py", "pipeline/measuring.py"),
-            *(*LOOKS, "pipeline/making.py:make_reference"),
+            *("evaluation/features.py", "evaluation/evaluators.py", "evaluation/feature_parts.py"),
+            *("evaluation/fidelity.py", "pipeline/measuring.py", *LOOKS),
+            *("pipeline/making.py:make_reference", "pipeline/making.py:make_given_reference"),
         ),
     ),
     "near codes": Maker(1, ("evaluation/near_codes.py", "pipeline/attempt.py:_replace_tokens")),

@@ -227,6 +227,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the digest of named arrays, whatever their order."""
+    return digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+
+
 def digest(*parts: Any) -> str:
     """Return a SHA-256 (hex) over arrays (dtype, shape, bytes) and JSON values, in the order given."""
     sha = hashlib.sha256()

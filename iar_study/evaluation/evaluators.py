@@ -22,7 +22,7 @@ from iar_study.errors import InputError
 from iar_study.evaluation.classifier import Classifier
 from iar_study.evaluation.features import ClassifierFeatures, Extractor, with_channels
 from iar_study.evaluation.metrics import WIDTHS
-from iar_study.storage import digest, load_arrays
+from iar_study.storage import content_digest, load_arrays
 
 CLASSIFIERS = 5
 """In a set. The k-th of the set with seed s is trained with the seed 5 s + k, so that no two sets share one."""
@@ -153,11 +153,6 @@ def classifier_of(
     return model.eval()
 
 
-def content(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the digest of named arrays."""
-    return digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
-
-
 def packed(classifiers: list[dict[str, np.ndarray]], components: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays of a set, as its file has them."""
     members = {f"classifier {k}": weights for k, weights in enumerate(classifiers)} | {"components": components}
@@ -172,10 +167,10 @@ def load_evaluators(path: Path) -> Evaluators:
         member, _, name = key.partition("/")
         members.setdefault(member, {})[name] = arrays[key]
     config, sizes = ClassifierConfig(**about["config"]), (about["channels"], about["classes"])
-    names = {member: f"{member.partition(' ')[0]}-{content(weights)[:8]}" for member, weights in members.items()}
+    names = {member: f"{member.partition(' ')[0]}-{content_digest(weights)[:8]}" for member, weights in members.items()}
     components = members.pop("components")
     return Evaluators(
-        f"set-{content(arrays)[:8]}",
+        f"set-{content_digest(arrays)[:8]}",
         tuple(ClassifierFeatures(classifier_of(members[each], config, *sizes), names[each]) for each in members),
         ComponentFeatures(names["components"], **components),
     )

@@ -20,10 +20,10 @@ LOOKED_AT_ONCE = 500
 """Pictures of a part: what a kill can cost."""
 
 
-def spans(count: int) -> list[tuple[int, int]]:
+def parts_of(count: int) -> list[tuple[int, int]]:
     """Return the pictures (first, end) of each part of so many.
 
-    >>> spans(1200)
+    >>> parts_of(1200)
     [(0, 500), (500, 1000), (1000, 1200)]
     """
     return [(first, min(first + LOOKED_AT_ONCE, count)) for first in range(0, count, LOOKED_AT_ONCE)]

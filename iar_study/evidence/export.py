@@ -18,9 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from iar_study.errors import InputError
+from iar_study.pipeline.trial import tokens_file
 from iar_study.pipeline.workspace import (
     PICTURES_OF,
     Workspace,
+    config_of,
     is_finished,
     pictures_of,
     read_manifest,
@@ -100,9 +102,11 @@ def _of_study(workspace: Workspace, study: str, inputs: bool, scratch: Path) -> 
 
 def _of_training(workspace: Workspace, record: dict[str, Any]) -> dict[str, Path]:
     """Return name in the file -> path of how a trial's training was made, and of the samples drawn at its end."""
-    trained = workspace.trainings / (record.get("training") or "")
-    drawn = sorted(trained.glob(f"tokens-{record['config']['train.steps']:09d}-*.safetensors"))
-    there = [path for path in (trained / "training.json", *drawn) if path.exists()]
+    if not record.get("training"):
+        return {}
+    trained, config = workspace.trainings / record["training"], config_of(record)
+    drawn = tokens_file(trained, config, config.train.steps)
+    there = [path for path in (trained / "training.json", drawn) if path.exists()]
     return {f"runs/trainings/{trained.name}/{path.name}": path for path in there}
 
 

@@ -21,8 +21,9 @@ from iar_study.config import TrialConfig
 from iar_study.errors import InputError
 from iar_study.generators.gpt import GPT, make_generator
 from iar_study.generators.sampling import generate
-from iar_study.parts import changed, sources, versions
-from iar_study.storage import Kept, digest, load_arrays, save_arrays
+from iar_study.parts import changed, sources
+from iar_study.pipeline.trial import HOW, tokens_file
+from iar_study.storage import Kept, load_arrays, save_arrays
 from iar_study.training.kept_weights import weights_file
 from iar_study.training.parallel import collected, first_of
 from iar_study.training.processes import n_processes, process_rank
@@ -31,17 +32,8 @@ from iar_study.training.train_gpt import noise_seed, original_order, step_seed
 SAMPLED_AT_ONCE = 100
 """Samples that are drawn together: what a GPU holds of XXL, and as fast as more on a CPU."""
 
-HOW = ("guidance", "temperature", "noise", "classes")
-"""The settings of `evaluation` that tell how samples are drawn."""
-
 Progress = Callable[[int, int], None]
 """(samples drawn, in all) is called as it goes on."""
-
-
-def tokens_file(trained: Path, config: TrialConfig, step: int) -> Path:
-    """Return where the tokens lie that were drawn, in the config's way, with the weights after `step` steps."""
-    drawn_by = digest(*(getattr(config.evaluation, name) for name in HOW), *versions(["sampling"]))
-    return trained / f"tokens-{step:09d}-{drawn_by[:16]}.safetensors"
 
 
 def kept_tokens(trained: Path, config: TrialConfig, step: int) -> np.ndarray | None:
@@ -50,7 +42,7 @@ def kept_tokens(trained: Path, config: TrialConfig, step: int) -> np.ndarray | N
     if not path.exists():
         return None
     arrays, about = load_arrays(path)
-    stale = changed(about["makers"]) and weights_file(trained, step).exists()
+    stale = changed(about["drawn"]["makers"]) and weights_file(trained, step).exists()
     return None if stale else arrays["tokens"]
 
 
@@ -93,8 +85,9 @@ def drawn_tokens(
             tokens = _go_on(tokens, config, n_classes, model, progress_folder / path.name, show)
             if process_rank() == 0:
                 about = {"step": step, "classes": n_classes, "makers": sources(["sampling"])}
-                how = {name: getattr(config.evaluation, name) for name in HOW}
-                save_arrays(path, {"tokens": tokens}, {**about, **how})
+                about |= {name: getattr(config.evaluation, name) for name in HOW}
+                # Under one name: the order of several in the file is left to chance.
+                save_arrays(path, {"tokens": tokens}, {"drawn": about})
     return tokens[:count]
 
 

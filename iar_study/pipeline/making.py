@@ -33,13 +33,13 @@ from iar_study.evaluation.evaluators import (
     weights_of,
 )
 from iar_study.evaluation.exactness import decoding_gap, equivariance_gap
-from iar_study.evaluation.feature_parts import FeatureParts, reference_of, spans
+from iar_study.evaluation.feature_parts import FeatureParts, parts_of, reference_of
 from iar_study.evaluation.features import Extractor, extract_all, with_channels
 from iar_study.parts import sources, versions
 from iar_study.pipeline.encoded import Encoded
 from iar_study.pipeline.measuring import References, extractors_of, measure_pictures
 from iar_study.pipeline.stages import EVALUATORS, EXACT_IMAGES, RECIPE, THREADS, Progress, Shared, makers_of_clustering
-from iar_study.storage import Kept, digest, load_arrays, load_metadata, save_arrays
+from iar_study.storage import Kept, content_digest, load_arrays, load_metadata, save_arrays
 from iar_study.tokenizers.given import codebook_of, decode_tokens, decoded, load_tokenizer
 from iar_study.training.train_classifier import train_classifier
 from iar_study.training.train_tokenizer import describe_tokenizer, encode_images, train_tokenizer
@@ -49,7 +49,7 @@ COUNTED_AT_ONCE = 2**22
 
 
 def _save(path: Path, makers: Sequence[str], arrays: dict[str, np.ndarray], **metadata: Any) -> None:
-    content = digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+    content = content_digest(arrays)
     save_arrays(path, arrays, {**metadata, "digest": content, "recipe": RECIPE, "makers": sources(makers)})
 
 
@@ -193,7 +193,7 @@ def make_given_reference(
 ) -> None:
     """Look at pictures that were given, a part at a time, for samples to be measured against."""
     with _kept(path) as folder:
-        parts, each = FeatureParts(folder), spans(pictures.count)
+        parts, each = FeatureParts(folder), parts_of(pictures.count)
         for number, (first, end) in enumerate(each):
             progress("reference", first, pictures.count, pictures.source)
             if not parts.has(number):

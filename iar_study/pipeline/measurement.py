@@ -17,7 +17,7 @@ from iar_study.codebook import Rearrangement
 from iar_study.config import TrialConfig, times_of
 from iar_study.data.codes import Codes
 from iar_study.evaluation.evaluators import load_evaluators
-from iar_study.evaluation.feature_parts import FeatureParts, spans
+from iar_study.evaluation.feature_parts import FeatureParts, parts_of
 from iar_study.evaluation.features import extract_all, with_channels
 from iar_study.evaluation.fidelity import Reference
 from iar_study.evaluation.predictions import Judge, by_position, evaluate_predictions
@@ -151,7 +151,7 @@ class Measurement:
         product : the reference.
         """
         config, device = self.trial.config, self.trial.config.compute.device
-        extractor, parts = load_network(config.evaluation.extractor, device), spans(len(tokens))
+        extractor, parts = load_network(config.evaluation.extractor, device), parts_of(len(tokens))
         kept = FeatureParts(self._progress(step) / "features")
         for number in range(self.fabric.global_rank, len(parts), self.fabric.world_size):
             if not kept.has(number):

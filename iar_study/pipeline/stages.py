@@ -106,7 +106,7 @@ def images_of(config: DataConfig) -> Images:
     return load_images(config)
 
 
-def reference_of(config: TrialConfig) -> PictureSet:
+def given_pictures(config: TrialConfig) -> PictureSet:
     """Open the pictures that samples of encoded images are measured against, once per process and file.
 
     Raises `InputError` where they are damaged or of another size than the samples.
@@ -114,11 +114,11 @@ def reference_of(config: TrialConfig) -> PictureSet:
     how = config.evaluation
     found, path = encoded_of(config.data.name, config.tokenizer.checkpoint), Path(str(how.reference)).expanduser()
     stat = path.stat() if path.exists() else None
-    return _reference_of(path.absolute(), how.image_size or found.grid * found.patch, stat and stat.st_mtime_ns)
+    return _given_pictures(path.absolute(), how.image_size or found.grid * found.patch, stat and stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _reference_of(path: Path, side: int, version: int | None) -> PictureSet:
+def _given_pictures(path: Path, side: int, version: int | None) -> PictureSet:
     pictures = open_reference(path, side)
     if pictures.count <= FEWEST:
         raise InputError(f"{path} holds {pictures.count} images; a reference needs more than {FEWEST}")
@@ -135,7 +135,7 @@ def check(config: TrialConfig, load: bool = True) -> None:
     if is_encoded(config.data):
         check_encoded(config)
         if config.evaluation.reference:
-            reference_of(config)
+            given_pictures(config)
     else:
         check_images(config, images_of(config.data))
     measured = not is_encoded(config.data) or config.evaluation.reference
@@ -390,7 +390,7 @@ class _OfCodes(Stages):
             raise NotMade("extractor")  # as of images
         from iar_study.pipeline.measuring import load_network
 
-        network, pictures = load_network(extractor, device), reference_of(self.config)
+        network, pictures = load_network(extractor, device), given_pictures(self.config)
         key = (pictures.digest, network.name, network.identity)
         path = _product(self.workspace, "reference", ["samples' metrics"], *key)
         if not path.exists():
@@ -448,7 +448,7 @@ class _OfCodes(Stages):
         }
         reference = paths.get("reference")
         if reference is not None:
-            digests["reference"] = reference_of(self.config).digest
+            digests["reference"] = given_pictures(self.config).digest
         return Shared(
             data,
             found.tokenizer,

@@ -23,6 +23,9 @@ from iar_study.study.study import Kind
 RECORDS = ("trial.json", "training.json")
 """What tells in its folder how a trial or a training was made."""
 
+HOW = ("guidance", "temperature", "noise", "classes")
+"""The settings of `evaluation` that tell how samples are drawn."""
+
 TRAINED_ON = ("codes", "rearrangement")
 """Of a trial's inputs, those that its training works on."""
 
@@ -134,6 +137,12 @@ def _named(made: T, folder: Path, workspace: Workspace) -> T:
 def _own_parts(config: TrialConfig, *kinds: str) -> list[str]:
     """Return the makers "KIND NAME" of these kinds that are not built in."""
     return [f"{kind} {name}" for kind, name in parts_of(config) if kind in kinds and not built_in(kind, name)]
+
+
+def tokens_file(trained: Path, config: TrialConfig, step: int) -> Path:
+    """Return where the tokens lie that were drawn, in the config's way, with the weights after `step` steps."""
+    drawn_by = digest(*(getattr(config.evaluation, name) for name in HOW), *versions(["sampling"]))
+    return trained / f"tokens-{step:09d}-{drawn_by[:16]}.safetensors"
 
 
 def _other_makers(folder: Path) -> list[str]:

@@ -162,8 +162,9 @@ def _speeds(workspace: Workspace) -> dict[Any, list[float]]:
     results = sorted(workspace.trials.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in results[:LOOKED_AT]:
         try:
-            config = config_of(read_record(path.parent))
-            seconds = _seconds(path.parent / "journal.jsonl", config.train.steps)
+            record = read_record(path.parent)
+            config, training = config_of(record), workspace.trainings / (record.get("training") or "")
+            seconds = _seconds(path.parent / "journal.jsonl", training / "journal.jsonl", config.train.steps)
         except (InputError, OSError, ValueError, KeyError):
             continue  # of another version, or damaged; others tell as much
         if seconds:
@@ -171,15 +172,21 @@ def _speeds(workspace: Workspace) -> dict[Any, list[float]]:
     return found
 
 
-def _seconds(journal: Path, steps: int) -> float:
-    """Return how long a training took by its journal; 0 where it does not tell."""
-    points = [json.loads(line) for line in journal.read_text().splitlines()]
+def _seconds(journal: Path, of_training: Path, steps: int) -> float:
+    """Return how long a trial took by its journal; 0 where it does not tell, or measured what was trained before."""
+    points = _points(journal)
     trained = any("speed/tokens_per_second" in point["metrics"] for point in points)  # not of near codes
     if len(points) < 2 or not trained or points[-1]["step"] != steps:
+        return 0.0
+    if of_training.is_file() and _points(of_training)[-1]["time_ms"] < points[0]["time_ms"]:
         return 0.0
     (first, began), (last, ended) = ((points[i]["step"], points[i]["time_ms"]) for i in (0, -1))
     # No point tells when the first steps began: they are taken to be as long as the others.
     return (ended - began) / 1000 * last / (last - first)
+
+
+def _points(journal: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
 def _shapes(settings: dict[str, Any]) -> tuple[Any, ...]:

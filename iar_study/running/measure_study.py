@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from iar_study.config import TrialConfig, with_settings
+from iar_study.config import TrialConfig, is_encoded, with_settings
 from iar_study.errors import InputError
 from iar_study.pipeline.carried_over import carry_over, training_of
 from iar_study.pipeline.stages import check, stages_of
@@ -121,6 +121,10 @@ def _asked(
     record = read_record(workspace.trials / trial["hash"])
     config = with_settings(config_of(record), settings)
     check_settings(config, "sampling")
+    if is_encoded(config.data) and config.evaluation.reference is None:
+        raise InputError(f"{config.data.name} has no images to measure samples against; give --reference R")
+    if config.evaluation.image_size and config.evaluation.reference is None:
+        raise InputError("--image-size is for samples of codes:PATH, beside a --reference; leave it out")
     check(config)
     shared = stages_of(config, workspace, display.update).shared()
     measured = trial_of(trial["arm"], trial["seed"], config, shared, "sampling", workspace)

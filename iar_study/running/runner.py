@@ -391,6 +391,10 @@ def _log_end(trial: Trial, workspace: Workspace, begun: int) -> str:
     return "".join(f"\n    {line}" for line in (f"{path}:", *lines[-SHOWN:])) if lines else ""
 
 
+def _is_trained(trial: Trial, workspace: Workspace) -> bool:
+    return trial.training is not None and is_finished(trial.training.folder(workspace.trials))
+
+
 class Progress:
     """While entered, follows the journals of trials: shows how far they are and tells the recorder what has grown."""
 
@@ -402,6 +406,8 @@ class Progress:
         self.sizes = dict.fromkeys(self.paths, 0)
         self.steps = dict.fromkeys(self.paths, 0)
         self.rates: dict[str, float] = {}
+        # Of what is trained already a trial only copies the points, which tell of another time.
+        self.to_train = [trial for trial in trials if not _is_trained(trial, workspace)]
         self.estimated = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -437,7 +443,8 @@ class Progress:
             with suppress(InputError, OSError):  # a damaged journal: its trial says so
                 journal = read_journal(path)
                 self.steps[trial.hash] = journal[-1]["step"] if journal else 0
-                self._time(trial, journal)
+                if trial in self.to_train:
+                    self._time(trial, journal)
                 losses = [p["metrics"]["train/token_nll"] for p in journal if "train/token_nll" in p["metrics"]]
                 told = f", token NLL {losses[-1]:.2f}" if losses else ""
                 news.append(f"{trial.arm}/{trial.seed}: step {self.steps[trial.hash]}{told}")
@@ -455,13 +462,13 @@ class Progress:
 
     def _estimate(self) -> None:
         """Say once how long the trials take on this machine, when so many have begun as run side by side."""
-        side_by_side = min(self.at_once, len(self.trials))
+        side_by_side = min(self.at_once, len(self.to_train))
         if self.estimated or not 0 < side_by_side <= len(self.rates):
             return
         self.estimated = True
         rate = median_low(self.rates.values())
-        times = from_first_steps([trial.config for trial in self.trials], rate, side_by_side)
+        times = from_first_steps([trial.config for trial in self.to_train], rate, side_by_side)
         self.display.say(
-            f"{plural(len(self.trials), 'trial')}, {side_by_side} at once: about {span(*times)} in all, by their first "
-            f"steps here; longer while other programs use the machine"
+            f"{plural(len(self.to_train), 'trial')}, {side_by_side} at once: about {span(*times)} in all, by their "
+            f"first steps here; longer while other programs use the machine"
         )

@@ -101,6 +101,18 @@ def test_evaluators_go_along_and_pin_what_is_measured_by(done, file, tmp_path, m
         assert not list(store.cache.glob("evaluators-*"))
 
 
+def test_an_export_has_its_own_samples_whatever_else_was_drawn_of_its_trainings(done, file, tmp_path):
+    [names] = {tuple(sorted(path.name for path in each.glob("tokens-*"))) for each in done.trainings.iterdir()}
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(done.root, copy.root)
+    for trained in copy.trainings.iterdir():
+        shutil.copy(trained / names[-1], trained / "tokens-000000010-0123456789abcdef.safetensors")
+    export(copy, ["components"], tmp_path / "again.tar.xz")
+    assert (tmp_path / "again.tar.xz").read_bytes() == file.read_bytes()
+    with open_store(file) as store:
+        assert len(list(store.trainings.glob("*/tokens-*"))) == 4
+
+
 def test_a_study_goes_on_from_an_export_with_its_inputs(done, tmp_path):
     path = tmp_path / "all.tar.xz"
     export(done, ["components"], path, inputs=True)

@@ -72,6 +72,19 @@ def test_without_a_trial_here_the_speed_is_assumed_and_said(workspace: Workspace
     assert in_seconds(found) == pytest.approx(times)
 
 
+def test_what_a_trial_only_measured_tells_no_speed(workspace: Workspace) -> None:
+    """It copies the points of a training that was there, in no time."""
+    for name, ended in (("along", 10_000.0), ("later", -1.0)):
+        finished(workspace, name, 10.0)
+        record = workspace.trials / name / "trial.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"training": f"of {name}"}))
+        journal = workspace.trainings / f"of {name}" / "journal.jsonl"
+        journal.parent.mkdir(parents=True)
+        journal.write_text(json.dumps({"step": 60, "time_ms": ended, "metrics": {}}) + "\n")
+    [found], _ = estimate([study({})], SMOKE, workspace)
+    assert found.measured == 1
+
+
 def test_trials_of_the_same_size_tell_the_speed(workspace: Workspace) -> None:
     for name, seconds in (("a", 10.0), ("b", 12.0), ("c", 500.0)):  # the last was interrupted for a while
         finished(workspace, name, seconds)

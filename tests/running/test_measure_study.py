@@ -192,16 +192,18 @@ def test_a_kill_in_any_part_ends_in_the_same_bits(workspace, tmp_path):
 def measured_on_a_full_disk(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))  # the samples take more
     os.chdir(folder)
+    with open(folder / "told", "w") as file:
+        os.dup2(file.fileno(), 2)
     sys.exit(main(["measure", "components", "--samples", "600", "--executor", "here"]))
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(workspace, tmp_path, capfd):
+def test_a_full_disk_is_one_line_and_loses_nothing(workspace, tmp_path):
     full = tmp_path / "full"
     shutil.copytree(workspace.root, full)
     process = forked.start(measured_on_a_full_disk, full)
     process.join()
     assert process.exitcode == 2
-    last = capfd.readouterr().err.splitlines()[-1]
+    last = (full / "told").read_text().splitlines()[-1]
     assert "cannot write" in last
     assert "free some space" in last
     before = drawn(workspace)
@@ -339,7 +341,7 @@ def test_what_was_drawn_by_other_code_is_drawn_anew_where_weights_are_here(works
     measure(workspace, samples=100)
     [path, *_] = workspace.trainings.glob("*/tokens-*")
     arrays, about = load_arrays(path)
-    about["makers"]["sampling"] = "0" * 16
+    about["drawn"]["makers"]["sampling"] = "0" * 16
     drawing.save_arrays(path, {"tokens": np.zeros_like(arrays["tokens"])}, about)
     measure(workspace, samples=150)
     assert load_arrays(path)[0]["tokens"].any()
@@ -351,6 +353,7 @@ def test_what_was_drawn_by_other_code_is_drawn_anew_where_weights_are_here(works
         ({"guidance": 1.5}, r"measure does not change evaluation\.guidance, for no metric's name tells it"),
         ({"extractor": "classifer"}, "unknown extractor 'classifer'"),
         ({"samples": 2}, r"evaluation\.samples"),
+        ({"image_size": 16}, "--image-size is for samples of codes:PATH"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(settings, message, workspace):

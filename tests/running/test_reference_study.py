@@ -155,6 +155,27 @@ def test_from_llamagens_codes_to_a_verdict_on_images_killed_twice(root, monkeypa
     np.testing.assert_allclose(two.final.value[later], one.final.value[later], rtol=1e-9, atol=1e-9)
 
 
+def test_what_has_nothing_to_be_measured_against_is_refused(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = make_workspace(tmp_path)
+    for name in ("codes", "tokenizer.safetensors", "reference.npz", "look.py"):
+        (workspace.root / name).symlink_to(root / name)
+    monkeypatch.chdir(workspace.root)
+    left_out = ("evaluation.extractor", "evaluation.reference", "evaluation.image_size", "evaluation.samples")
+    settings = [each for each in SETTINGS if not each.startswith(left_out)]
+    assert main(["run", "components", "--profile", "smoke", "--seeds", "0", "--arms", "iar", "--set", *settings]) == 0
+    for given in (["--evaluators", "look.py:network"], ["--samples", "100"]):
+        assert main(["measure", "components", *given]) == 2
+        assert "codes:codes has no images to measure samples against; give --reference R" in capsys.readouterr().err
+    given = ["--reference", "reference.npz", "--image-size", str(SIDE), "--evaluators", "look.py:network"]
+    assert main(["measure", "components", *given, "--executor", "here"]) == 0
+    assert "fd/network" in " ".join(load_results(workspace, "components").later)
+    other = np.random.default_rng(1).integers(256, size=(30, SIDE, SIDE, 3), dtype=np.uint8)
+    write_npz(workspace.root / "other.npz", [other], 30, (SIDE, SIDE, 3))
+    assert main(["measure", "components", "--reference", "other.npz", *given[2:]]) == 2
+    assert "was measured against another reference" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
